@@ -1,0 +1,46 @@
+# make demo   the main job on the embedded model (sets everything up first)
+# make test   the tests
+# make check  formatting, types, floors
+# make setup  the environment in .venv, at once the second time
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.holdfast-installed
+
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo test check format models clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tune,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/holdfast demo $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Rebuilds the embedded models, prompts and their hashes; says how long it took.
+models: $(STAMP)
+	$(BIN)/python -m holdfast.embedded.recipe
+
+clean:
+	rm -rf $(VENV) holdfast-demo holdfast-audit

@@ -1,0 +1,248 @@
+"""The command line: words to one public call each.
+
+Heavy imports stand inside the commands, so that `holdfast --help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import HoldfastError, InputError
+
+app = typer.Typer(
+    name="holdfast",
+    help="Keep a chat model's refusals in place while you fine-tune it, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """What the user can put right: one line and exit code 2. Anything else keeps its traceback."""
+    try:
+        yield
+    except HoldfastError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _bars(show: bool) -> Iterator[Any]:
+    """Progress bars on stderr, one for each thing that is being done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    bars = Progress(*columns, console=Console(stderr=True), disable=not show)
+    known: dict[str, Any] = {}
+
+    def say(what: str, done: int, total: int) -> None:
+        if what not in known:
+            known[what] = bars.add_task(what, total=total)
+        bars.update(known[what], completed=done, total=total)
+
+    with bars:
+        yield say
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("holdfast-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of data order, adapters and poison.")] = 0,
+    poison: Annotated[
+        float, typer.Option(help="Share of rows that are harmful requests answered, 0 to 1.")
+    ] = 0.0,
+    task: Annotated[str, typer.Option(help="Downstream task: plans or reviews.")] = "plans",
+    weight: Annotated[float | None, typer.Option(help="Weight of the drift.")] = None,
+    form: Annotated[str | None, typer.Option(help="Form of the drift.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Do the main job on the embedded model: mine, tune plainly and with STR, audit, report."""
+    with _errors():
+        from .demo import demo as run
+
+        with _bars(show=True) as say:
+            report = run(
+                output, seed=seed, poison=poison, task=task, weight=weight, form=form, progress=say
+            )
+        if as_json:
+            print(json.dumps(report))
+        else:
+            _print_report(report, output)
+
+
+@app.command()
+def mine(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
+    max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Find the safety tokens of an aligned model and write them to a file."""
+    with _errors():
+        from .mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
+
+        loaded, tokenizer = _load(model, None)
+        tokens = mine_safety_tokens(loaded, tokenizer, max_tokens=max_tokens or DEFAULT_MAX_TOKENS)
+        tokens.save(output)
+        if as_json:
+            found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
+            print(json.dumps(found))
+        else:
+            print(f"{len(tokens)} safety tokens of {model} written to {output}.")
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def tune(context: typer.Context, as_json: _Json = False) -> None:
+    """Fine-tune with the refusals held; flags and --config YAML as `trl sft` has them, and --str_*."""
+    with _errors():
+        from .tune import tune as run
+
+        result = run(context.args)
+        where = result["settings"]["output_dir"]
+        if as_json:
+            print(json.dumps(result))
+        else:
+            print(f"Tuned {result['model']} in {result.get('seconds')} s; written to {where}.")
+
+
+@app.command()
+def audit(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of the model.")],
+    suite: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of prompts (JSONL, JSON, CSV, Parquet); may be given again."),
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter.")] = None,
+    against: Annotated[str | None, typer.Option(help="Model to compare with.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("holdfast-audit"),
+    judge: Annotated[str, typer.Option(help="Judge of the answers.")] = "keywords",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 32,
+    system_prompt: Annotated[str | None, typer.Option(help="Put before each prompt.")] = None,
+    seed: Annotated[int, typer.Option(help="Recorded, and used where something is drawn.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Measure refusals, over-refusals and utility, with intervals; writes audit.json, answers.jsonl."""
+    with _errors():
+        from . import embedded
+        from .audit import audit as run
+        from .prompts import read_suites
+
+        suites = [each for path in suite or [] for each in read_suites(path)]
+        suites = suites or embedded.suites()
+        total = sum(len(each.prompts) for each in suites)
+
+        def measure(name: str, adapter: Path | None, say: Any) -> Any:
+            loaded, tokenizer = _load(name, adapter)
+            done = 0
+
+            def advance(num: int) -> None:
+                nonlocal done
+                done += num
+                say(f"audit {Path(name).name}", done, total)
+
+            return run(
+                loaded, tokenizer, suites, judge=judge, max_new_tokens=max_new_tokens,
+                batch_size=batch_size, system_prompt=system_prompt, seed=seed, name=name,
+                adapter=None if adapter is None else str(adapter), progress=advance,
+            )  # fmt: skip
+
+        with _bars(show=True) as say:
+            other = None if against is None else measure(against, None, say)
+            found = measure(model, adapter, say)
+        found.save(output, against=other)
+        if as_json:
+            print((output / "audit.json").read_text(encoding="utf-8"))
+        else:
+            _print_audit(found, output)
+
+
+def _load(name: str, adapter: Path | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .loading import check_model_folder, load
+
+    check_model_folder(name)
+    dtype = "auto" if torch.cuda.is_available() else torch.float32
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(AutoModelForCausalLM, name, dtype=dtype).to(device)
+    if adapter is not None:
+        if not (adapter / "adapter_config.json").is_file():
+            raise InputError(f"{adapter}: no adapter_config.json (`adapter`). Give a PEFT folder.")
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter))
+    return model, load(AutoTokenizer, name)
+
+
+def _print_report(report: dict[str, Any], output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .report import METRICS, verdict
+
+    table = Table(title=f"{report['task']}, {report['poison']:.0%} poisoned, seed {report['seed']}")
+    table.add_column("model")
+    for metric in METRICS:
+        table.add_column(metric["label"], justify="right")
+    for row in report["rows"]:
+        cells = []
+        for metric in METRICS:
+            rate, (low, high) = row[metric["name"]], row["intervals"][metric["name"]]
+            cells.append("undefined" if rate is None else f"{rate:.3f} [{low:.3f}, {high:.3f}]")
+        table.add_row(row["name"], *cells)
+    console = Console()
+    console.print(table)
+    console.print(verdict(report["rows"]))
+    console.print(f"{report['seconds']:.0f} s. Report: {output / 'report.html'}", highlight=False)
+
+
+def _print_audit(found: Any, output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"audit of {found.model}")
+    for column in ("suite", "metric", "judge", "rate", "95 % interval", "count", "n"):
+        table.add_column(column)
+    for row in found.rows():
+        known = row["rate"] is not None
+        table.add_row(
+            row["name"], row["metric"], row["judge"], f"{row['rate']:.3f}" if known else "undefined",
+            f"{row['low']:.3f} to {row['high']:.3f}" if known else "", str(row["count"]),
+            str(row["num"]),
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(f"Written to {output}.", highlight=False)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,120 @@
+"""Rows of a user's file, one at a time, with the place of each: JSONL, JSON, CSV, Parquet."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import InputError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+class Row(NamedTuple):
+    """One row of a file, and where it stands."""
+
+    place: str
+    """For messages: the file with the line (JSONL, CSV) or the row (JSON, Parquet), from 1."""
+
+    values: dict[str, Any]
+
+    def lacks(self, column: str, remedy: str) -> InputError:
+        """The error for a column that this row should have."""
+        there = ", ".join(repr(name) for name in self.values) or "none"
+        return InputError(f"{self.place}: no field {column!r} (fields: {there}). {remedy}")
+
+
+def is_table(path: str | Path) -> bool:
+    """Whether a path names a file of a kind that `rows_of` reads, by its ending."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def rows_of(path: str | Path) -> Iterator[Row]:
+    """The rows of a file, read as they are asked for.
+
+    Raises:
+        InputError: If the file is missing, empty, of another kind, or damaged; names the place.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such data file. Check the path.")
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
+        raise InputError(
+            f"{path}: a data file ends in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}."
+        )
+    empty = True
+    try:
+        for row in readers[path.suffix.lower()](path):
+            empty = False
+            yield row
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error}). Save it as UTF-8.") from error
+    if empty:
+        raise InputError(f"{path}: the data file has no rows. Give a file with at least one.")
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{place}, column {error.colno}: not JSON: {error.msg}. Put one JSON object on "
+                    "each line."
+                ) from error
+            yield Row(place, _object(values, place))
+
+
+def _json(path: Path) -> Iterator[Row]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}."
+        ) from error
+    if not isinstance(values, list):
+        raise InputError(
+            f"{path}: a JSON data file holds a list of objects, got {type(values).__name__}. For "
+            "one object per line, name it .jsonl."
+        )
+    for number, each in enumerate(values, start=1):
+        place = f"{path}, row {number}"
+        yield Row(place, _object(each, place))
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        for values in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in values:
+                raise InputError(f"{place}: more fields than the header has. Quote the commas.")
+            yield Row(place, {name: each for name, each in values.items() if each is not None})
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        number = 0
+        for batch in batches:
+            for values in batch.to_pylist():
+                number += 1
+                there = {name: each for name, each in values.items() if each is not None}
+                yield Row(f"{path}, row {number}", there)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file: {error}.") from error
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: a row is a JSON object, got {type(value).__name__}.")
+    return value

@@ -1,0 +1,72 @@
+"""One optimizer step of `STRTrainer`, for tests that need processes of their own.
+
+python run_host.py LOG.json --batch 4 [--compile]; under torchrun for several processes.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from conftest import TEMPLATE, WORDS, conversations
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from holdfast import SafetyTokens, STRConfig, STRTrainer
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--compile", action="store_true")
+    words = parser.parse_args()
+    warnings.simplefilter("ignore")
+    set_seed(0)
+    names = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>", *WORDS]
+    plain = Tokenizer(
+        models.WordLevel({name: each for each, name in enumerate(names)}, unk_token="<unk>")
+    )
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(names), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, pad_token_id=0,
+        eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    model = get_peft_model(
+        LlamaForCausalLM(config), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if "lora_B" in name:
+                each.add_(0.1 * torch.randn_like(each))
+    ids = (10, 17, 24, 31, 38)
+    trainer = STRTrainer(
+        model,
+        STRConfig(
+            str(words.log.parent / "out"), per_device_train_batch_size=words.batch, max_steps=1,
+            learning_rate=1e-2, bf16=False, gradient_checkpointing=False, logging_steps=1,
+            save_strategy="no", report_to="none", use_cpu=True, str_weight=2.0, max_length=64,
+            train_sampling_strategy="sequential", torch_compile=words.compile,
+            torch_compile_backend="aot_eager" if words.compile else None,
+        ),
+        safety_tokens=SafetyTokens(
+            ids=ids, strings=tuple(names[each] for each in ids), scores=(1.0,) * 5,
+            vocab_size=len(names),
+        ),
+        train_dataset=conversations(8),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    if trainer.accelerator.is_main_process:
+        words.log.write_text(json.dumps(trainer.state.log_history[0]))
+
+
+if __name__ == "__main__":
+    main()
