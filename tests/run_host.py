@@ -40,7 +40,8 @@ def main():
         eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     model = get_peft_model(
-        LlamaForCausalLM(config), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        LlamaForCausalLM(config),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     with torch.no_grad():
         for name, each in model.named_parameters():

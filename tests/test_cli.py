@@ -67,7 +67,8 @@ def test_audit_writes_answers_and_rates_and_compares(tmp_path):
     ]
     suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["audit", embedded.base_path(), "--suite", str(suite), "--max-new-tokens", "24",
-             "--against", embedded.aligned_path(), "--output", str(tmp_path / "out"), "--json"]  # fmt: skip
+             "--against", embedded.aligned_path(), "--output", str(tmp_path / "out"),
+             "--json"]  # fmt: skip
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

@@ -101,7 +101,14 @@ def test_drift_and_gradient_of_the_untouched_model_are_exactly_zero(
     model, adapter, changes = UNTOUCHED[case]
     peft_config = None if adapter is None else lora(**adapter)
     trainer = str_trainer(
-        make_model(**model), rows, tokenizer, tokens, tmp_path, peft_config, str_form=form, **changes
+        make_model(**model),
+        rows,
+        tokenizer,
+        tokens,
+        tmp_path,
+        peft_config,
+        str_form=form,
+        **changes,
     )
     drift, gradient = gradient_of_drift(trainer)
     assert drift.num_positions > 0
@@ -223,7 +230,14 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_its_padded_rows(
                          "packing": True, "max_length": 128},
     }.items():  # fmt: skip
         trainer = str_trainer(
-            moved(make_model), rows, tokenizer, tokens, tmp_path, str_weight=2.0, max_steps=1, **layout
+            moved(make_model),
+            rows,
+            tokenizer,
+            tokens,
+            tmp_path,
+            str_weight=2.0,
+            max_steps=1,
+            **layout,
         )
         _, log = trained(trainer)
         found[name] = log[0]
@@ -232,9 +246,7 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_its_padded_rows(
             assert found[name][key] == pytest.approx(found["padded"][key], rel=1e-5), (name, key)
 
 
-def test_a_local_mean_would_change_with_accumulation(
-    make_model, rows, tokenizer, tokens, tmp_path
-):
+def test_a_local_mean_would_change_with_accumulation(make_model, rows, tokenizer, tokens, tmp_path):
     """The positive control of the two tests above: what dividing by the local count would do."""
     found = []
     for batch, accumulation in ((4, 1), (1, 4)):
@@ -334,9 +346,7 @@ def test_a_batch_without_response_tokens_has_drift_zero_never_nan(
     assert trainer._measured("train", divisor=1)["str/drift"] == 0.0
 
 
-def test_gradients_come_from_response_positions_only(
-    make_model, rows, tokenizer, tokens, tmp_path
-):
+def test_gradients_come_from_response_positions_only(make_model, rows, tokenizer, tokens, tmp_path):
     """The input embedding of a token that only a response's last place holds gets no gradient."""
     trainer = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path)
     model = trainer.model.train()
@@ -347,7 +357,9 @@ def test_gradients_come_from_response_positions_only(
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
     positions = torch.zeros_like(ids, dtype=torch.bool)
     positions[:, 4:6] = True
-    out = model(inputs_embeds=embedded, labels=labels, fused_lm_head=True, safety_positions=positions)
+    out = model(
+        inputs_embeds=embedded, labels=labels, fused_lm_head=True, safety_positions=positions
+    )
     out.safety_logits.square().sum().backward()
     touched = embedded.grad[0].abs().sum(-1) > 0
     assert touched.tolist() == [True] * 6 + [False] * 2
@@ -450,7 +462,12 @@ def run_script(tmp_path, *words, processes=1):
     script = str(Path(__file__).parent / "run_host.py")
     launch = [sys.executable]
     if processes > 1:
-        launch += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        launch += [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            "--master_port=0",
+        ]
         launch += ["--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

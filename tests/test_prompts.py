@@ -29,7 +29,9 @@ def test_a_suite_without_prompts_is_refused():
 
 
 def test_a_suite_of_mixed_kinds_is_refused():
-    words = r"Suite 's' is harmful but prompt 'p2' is harmless\. Put each kind into a suite of its own"
+    words = (
+        r"Suite 's' is harmful but prompt 'p2' is harmless\. Put each kind into a suite of its own"
+    )
     with pytest.raises(InputError, match=words):
         Suite(name="s", kind="harmful", prompts=(_prompt(1), _prompt(2, "harmless")))
 
@@ -43,7 +45,9 @@ def test_a_task_without_its_answer_is_refused():
 
 
 def test_an_id_twice_is_refused():
-    with pytest.raises(InputError, match=r"Suite 's' holds an id twice\. Give each prompt its own\."):
+    with pytest.raises(
+        InputError, match=r"Suite 's' holds an id twice\. Give each prompt its own\."
+    ):
         Suite(name="s", kind="harmful", prompts=(_prompt(1), _prompt(1)))
 
 
@@ -95,7 +99,9 @@ def test_a_row_that_lacks_a_column_is_refused_with_its_place(tmp_path, column):
     good = {"prompt": "One?", "kind": "harmful"}
     bad = {"text": "Two?", **good}
     del bad[column]
-    words = rf"requests\.jsonl, line 2: no field '{column}' \(fields: 'text', .+ A suite needs 'prompt'"
+    words = (
+        rf"requests\.jsonl, line 2: no field '{column}' \(fields: 'text', .+ A suite needs 'prompt'"
+    )
     with pytest.raises(InputError, match=words):
         read_suites(_file(tmp_path, good, bad))
 
@@ -111,7 +117,9 @@ def test_an_empty_prompt_is_refused_without_calling_the_field_absent(tmp_path):
 @pytest.mark.parametrize("kind", ["Harmful", "bad", 3, ["harmful"]])
 def test_an_unknown_kind_is_refused_with_the_known_ones(tmp_path, kind):
     path = _file(tmp_path, {"prompt": "One?", "kind": kind})
-    with pytest.raises(InputError, match="line 1: 'kind' must be one of harmful, harmless, task, got"):
+    with pytest.raises(
+        InputError, match="line 1: 'kind' must be one of harmful, harmless, task, got"
+    ):
         read_suites(path)
 
 

@@ -123,7 +123,12 @@ def test_json_refuses_what_is_no_number_and_keeps_the_old_file(tmp_path, bad):
 
 
 def test_json_comes_back_equal_and_keeps_its_letters(tmp_path):
-    value = {"word": "\u2581d\u00e9sol\u00e9", "rate": 0.1 + 0.2, "none": None, "list": [1, 2.5, True]}
+    value = {
+        "word": "\u2581d\u00e9sol\u00e9",
+        "rate": 0.1 + 0.2,
+        "none": None,
+        "list": [1, 2.5, True],
+    }
     write_json(tmp_path / "value.json", value)
     assert read_json(tmp_path / "value.json", "report") == value
     assert "d\u00e9sol\u00e9" in (tmp_path / "value.json").read_text(encoding="utf-8")

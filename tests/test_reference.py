@@ -87,9 +87,7 @@ def test_lora_on_the_head_is_refused_for_a_plain_trainer_too(make_model, tokens,
 
     model = get_peft_model(make_model(), lora(target_modules=["q_proj", "lm_head"]))
     with pytest.raises(InputError, match="adapter on the output head"):
-        PlainSTRTrainer(
-            model, TrainingArguments(str(tmp_path), use_cpu=True), safety_tokens=tokens
-        )
+        PlainSTRTrainer(model, TrainingArguments(str(tmp_path), use_cpu=True), safety_tokens=tokens)
 
 
 def test_references_that_do_not_fit_are_refused(make_model):

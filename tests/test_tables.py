@@ -48,7 +48,9 @@ def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path, name, text):
 
 def test_bad_json_names_file_line_and_column(tmp_path):
     path = _file(tmp_path, "a.jsonl", '{"x": 1}\n\n{"x": 1, y: 2}\n{"x": 3}\n')
-    words = f"{re.escape(str(path))}, line 3, column 10: not JSON: .+ Put one JSON object on each line"
+    words = (
+        f"{re.escape(str(path))}, line 3, column 10: not JSON: .+ Put one JSON object on each line"
+    )
     with pytest.raises(InputError, match=words):
         list(rows_of(path))
 
@@ -127,18 +129,17 @@ def test_a_missing_csv_field_is_absent_and_an_empty_one_is_there(tmp_path):
 
 def test_a_surplus_csv_field_is_refused_with_its_line(tmp_path):
     path = _file(tmp_path, "a.csv", "x,y\n1,2\n1,well, no\n")
-    with pytest.raises(InputError, match=r"line 3: more fields than the header has\. Quote the comm"):
+    with pytest.raises(
+        InputError, match=r"line 3: more fields than the header has\. Quote the comm"
+    ):
         list(rows_of(path))
 
 
-def test_a_csv_field_longer_than_the_parser_takes_is_refused_or_read(tmp_path):
+def test_a_csv_field_longer_than_the_parser_takes_is_read(tmp_path):
     """A long text, or a quote that is never closed, used to end in a bare `csv.Error`."""
     text = "x" * 140_000  # csv.field_size_limit() is 131072 unless set
     path = _file(tmp_path, "a.csv", f'x,y\n1,"{text}"\n')
-    try:
-        assert _values(path) == [{"x": "1", "y": text}]
-    except InputError as error:
-        assert str(path) in str(error)
+    assert _values(path) == [{"x": "1", "y": text}]
 
 
 # Parquet
@@ -189,7 +190,9 @@ def test_parquet_damaged_inside_is_refused(tmp_path):
 )
 def test_a_file_without_rows_is_refused(tmp_path, name, content):
     path = _file(tmp_path, name, content)
-    with pytest.raises(InputError, match=f"{name}: the data file has no rows\\. Give a file with at"):
+    with pytest.raises(
+        InputError, match=f"{name}: the data file has no rows\\. Give a file with at"
+    ):
         list(rows_of(path))
 
 
@@ -238,8 +241,16 @@ def test_the_ending_may_be_in_capitals_and_the_path_a_string(tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "claim"),
-    [("a.jsonl", True), ("b/a.CSV", True), ("a.json", True), ("a.parquet", True)]
-    + [("a.txt", False), ("jsonl", False), ("org/data", False), ("a.jsonl/b", False)],
+    [
+        ("a.jsonl", True),
+        ("b/a.CSV", True),
+        ("a.json", True),
+        ("a.parquet", True),
+        ("a.txt", False),
+        ("jsonl", False),
+        ("org/data", False),
+        ("a.jsonl/b", False),
+    ],
 )
 def test_a_table_is_told_by_its_ending(path, claim):
     assert is_table(path) is claim

@@ -224,7 +224,9 @@ def test_missing_and_empty_data_files_are_refused(flags, tmp_path):
 
 def test_wrong_model_folders_are_refused(flags, tmp_path):
     refused(
-        tune({**flags, "model_name_or_path": tmp_path / "no"}), "no such model folder", "Check the path"
+        tune({**flags, "model_name_or_path": tmp_path / "no"}),
+        "no such model folder",
+        "Check the path",
     )
     folder = flags["model_name_or_path"]
     (folder / "chat_template.jinja").unlink()
@@ -254,7 +256,9 @@ def test_safety_tokens_that_do_not_fit_are_refused(flags, tokens_file, tmp_path)
 
 @pytest.mark.parametrize("weight", ["-1", "nan", "inf"])
 def test_weights_out_of_range_are_refused(weight, flags):
-    refused(tune({**flags, "str_weight": weight}), "`str_weight` must be a number of 0 or more", weight)
+    refused(
+        tune({**flags, "str_weight": weight}), "`str_weight` must be a number of 0 or more", weight
+    )
 
 
 def test_unknown_names_are_refused_with_the_nearest(flags, tmp_path):
@@ -263,7 +267,9 @@ def test_unknown_names_are_refused_with_the_nearest(flags, tmp_path):
     refused(tune({**flags, "str_wieght": 1}), "Unknown flag", "--str_weight")
     path = tmp_path / "run.yaml"
     path.write_text("lerning_rate: 1\n")
-    refused(runner.invoke(app, ["tune", "--config", str(path)]), "'lerning_rate'", "'learning_rate'")
+    refused(
+        runner.invoke(app, ["tune", "--config", str(path)]), "'lerning_rate'", "'learning_rate'"
+    )
     path.write_text("a: [1\n")
     refused(runner.invoke(app, ["tune", "--config", str(path)]), "not YAML", "line 2")
     refused(runner.invoke(app, ["tune", "--config", "no.yaml"]), "no.yaml", "no such settings file")
@@ -280,5 +286,7 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_is(flags, tmp_path)
 
 
 def test_an_adapter_on_the_head_is_refused(flags):
-    result = tune({**flags, "lora_target_modules": None}, "--lora_target_modules", "lm_head", "q_proj")
+    result = tune(
+        {**flags, "lora_target_modules": None}, "--lora_target_modules", "lm_head", "q_proj"
+    )
     refused(result, "lm_head", "target_modules")

@@ -1,8 +1,8 @@
 """Holdfast keeps a chat model's refusals in place while you fine-tune it.
 
-    from holdfast import STRConfig, STRTrainer, mine_safety_tokens
-    tokens = mine_safety_tokens(model, tokenizer)
-    STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
+from holdfast import STRConfig, STRTrainer, mine_safety_tokens
+tokens = mine_safety_tokens(model, tokenizer)
+STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Does a model still refuse what it should, answer what it should, and do its task: with intervals."""
+"""Does a model refuse what it should, answer what it should, do its task: with intervals."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .generation import generate_answers
-from .judges import Judge, judge as judge_named
+from .judges import Judge
+from .judges import judge as judge_named
 from .prompts import Suite
 from .provenance import now, versions, write_json, write_text
 from .statistics import Rate, paired_difference, wilson
@@ -88,7 +89,7 @@ class Audit:
 
 
 def _metrics_of(kind: str) -> list[tuple[str, str]]:
-    """Metrics of a kind of suite, each with the outcome that it counts; the one that decides first."""
+    """Metrics of a kind of suite with the outcome that each counts; the one that decides first."""
     if kind == "task":
         return [("utility", "right")]
     rates = [("attack_success_rate", "complied"), ("refusal_rate", "refused")]
@@ -204,5 +205,7 @@ def audit(
 
 
 def _common_answers(suites: Sequence[Suite]) -> set[str]:
-    answers = [each.answer or "" for suite in suites if suite.kind == "task" for each in suite.prompts]
+    answers = [
+        each.answer or "" for suite in suites if suite.kind == "task" for each in suite.prompts
+    ]
     return {each for each in set(answers) if answers.count(each) >= 0.1 * len(answers)}

@@ -154,7 +154,7 @@ def base_of(model: nn.Module) -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def head_of(model: nn.Module) -> nn.Module:
+def head_of(model: nn.Module) -> Any:
     """The module that turns hidden states into logits.
 
     Raises:
@@ -163,8 +163,8 @@ def head_of(model: nn.Module) -> nn.Module:
     head = base_of(model).get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
         raise InputError(
-            f"{type(base_of(model)).__name__} has no output head with a weight, so it has no safety "
-            "logits. Load it as a causal language model (`AutoModelForCausalLM`)."
+            f"{type(base_of(model)).__name__} has no output head with a weight, so it has no "
+            "safety logits. Load it as a causal language model (`AutoModelForCausalLM`)."
         )
     return head
 
@@ -274,7 +274,9 @@ def _whole(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor
 def _extended_type(output_type: type) -> type:
     """An output type with one more field: a real one, which survives pytrees and accelerate."""
     extra = ("safety_logits", Tensor | None, dataclasses.field(default=None))
-    return dataclasses.make_dataclass(f"Safety{output_type.__name__}", [extra], bases=(output_type,))
+    return dataclasses.make_dataclass(
+        f"Safety{output_type.__name__}", [extra], bases=(output_type,)
+    )
 
 
 def _extended(output: ModelOutput, logits: Tensor) -> ModelOutput:
@@ -351,5 +353,3 @@ def check_capture(model: nn.Module, ids: Int64[Tensor, " safety"]) -> float:
             raise InputError(_unsupported(base, why))
         worst = max(worst, difference)
     return worst
-
-

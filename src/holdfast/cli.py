@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
+]
 
 
 @contextmanager
@@ -119,7 +121,7 @@ def mine(
     }
 )
 def tune(context: typer.Context, as_json: _Json = False) -> None:
-    """Fine-tune with the refusals held; flags and --config YAML as `trl sft` has them, and --str_*."""
+    """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
     with _errors():
         from .tune import tune as run
 
@@ -148,7 +150,7 @@ def audit(
     seed: Annotated[int, typer.Option(help="Recorded, and used where something is drawn.")] = 0,
     as_json: _Json = False,
 ) -> None:
-    """Measure refusals, over-refusals and utility, with intervals; writes audit.json, answers.jsonl."""
+    """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with _errors():
         from . import embedded
         from .audit import audit as run
@@ -233,11 +235,10 @@ def _print_audit(found: Any, output: Path) -> None:
         table.add_column(column)
     for row in found.rows():
         known = row["rate"] is not None
-        table.add_row(
-            row["name"], row["metric"], row["judge"], f"{row['rate']:.3f}" if known else "undefined",
-            f"{row['low']:.3f} to {row['high']:.3f}" if known else "", str(row["count"]),
-            str(row["num"]),
-        )  # fmt: skip
+        rate = f"{row['rate']:.3f}" if known else "undefined"
+        interval = f"{row['low']:.3f} to {row['high']:.3f}" if known else ""
+        names = (row["name"], row["metric"], row["judge"])
+        table.add_row(*names, rate, interval, str(row["count"]), str(row["num"]))
     console = Console()
     console.print(table)
     console.print(f"Written to {output}.", highlight=False)

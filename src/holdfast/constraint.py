@@ -57,9 +57,7 @@ class Constraint:
             )
         penalty.form(self.form)
         if self.reference not in reference.REFERENCES:
-            raise unknown_choice(
-                "`str_reference`", self.reference, reference.REFERENCES
-            )
+            raise unknown_choice("`str_reference`", self.reference, reference.REFERENCES)
 
 
 class _Tally:

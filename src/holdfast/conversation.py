@@ -5,6 +5,7 @@ Axis names, used in every signature of this module:
     time    positions; position t holds the logits that predict token t + 1
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 IGNORED_LABEL = -100
 """The label of a token that carries no loss, as everywhere in PyTorch and transformers."""
@@ -64,7 +67,7 @@ def positions_of_batch(inputs: Mapping[str, Any]) -> Bool[Tensor, "batch time"]:
 def has_generation_markers(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether the chat template marks what the assistant says (`{% generation %}`)."""
     template = tokenizer.chat_template
-    return isinstance(template, str) and "generation %}" in template.replace("-%}", "%}")
+    return isinstance(template, str) and _GENERATION.search(template) is not None
 
 
 def mark_responses(
@@ -86,8 +89,9 @@ def mark_responses(
         `input_ids`, and `assistant_masks` of the same length with 1 at response tokens.
 
     Raises:
-        InputError: If there is no assistant message, or if the template rewrites earlier text when
-            later messages arrive, so that the responses cannot be found by prefix.
+        InputError: If there is no assistant message, if it comes first, or if the template rewrites
+            earlier text when later messages arrive, so that the responses cannot be found by
+            prefix.
     """
 
     def render(upto: int, *, prompt: bool) -> list[int]:
@@ -104,6 +108,11 @@ def mark_responses(
         raise InputError("A conversation has no message of role 'assistant', so nothing to learn.")
     ids = render(len(messages), prompt=False)
     mask = [0] * len(ids)
+    if spoken[0] == 0:
+        raise InputError(
+            "A conversation begins with a message of role 'assistant', so nothing says where that "
+            "response begins. Put a message of role 'user' or 'system' before it."
+        )
     for index in spoken:
         before, after = render(index, prompt=True), render(index + 1, prompt=False)
         if ids[: len(after)] != after or after[: len(before)] != before:

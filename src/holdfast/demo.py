@@ -1,4 +1,4 @@
-"""The main job on the embedded model: mine, tune plainly, tune with STR, audit all three, report."""
+"""The main job on the embedded model: mine, tune plainly and with STR, audit all three, report."""
 
 import logging
 import time

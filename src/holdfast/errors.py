@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class HoldfastError(Exception):
-    """Anything that we raise on purpose; the command line prints it as one line and exits with 2."""
+    """Anything that we raise on purpose; the command line prints one line and exits with 2."""
 
 
 class InputError(HoldfastError, ValueError):

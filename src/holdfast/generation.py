@@ -1,19 +1,18 @@
 """Answers of a chat model: batched, left-padded, greedy unless told otherwise, in order."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 
 def generate_answers(
-    model: "nn.Module",
+    model: Any,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[str],
     *,
@@ -53,7 +52,7 @@ def generate_answers(
             "tokenizer of a chat model."
         )
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    rendered = [
+    rendered: list[Any] = [
         tokenizer.apply_chat_template(
             [*system, {"role": "user", "content": prompt}],
             add_generation_prompt=True,
@@ -63,8 +62,10 @@ def generate_answers(
         for prompt in prompts
     ]
     order = sorted(range(len(prompts)), key=lambda index: (len(rendered[index]), index))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    device = model.get_input_embeddings().weight.device  # pyright: ignore
+    pad: Any = (
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
+    device = model.get_input_embeddings().weight.device
     answers = [""] * len(prompts)
     training = model.training
     model.eval()
@@ -78,7 +79,7 @@ def generate_answers(
                 ids[row, longest - len(rendered[index]) :] = torch.tensor(rendered[index])
                 seen[row, longest - len(rendered[index]) :] = 1
             with torch.inference_mode():
-                written = model.generate(  # pyright: ignore
+                written = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=seen.to(device),
                     max_new_tokens=max_new_tokens,

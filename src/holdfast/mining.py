@@ -151,7 +151,7 @@ def mine_safety_tokens(
         )
     return SafetyTokens(
         ids=tuple(token for token, _ in kept),
-        strings=tuple(tokenizer.decode([token]) for token, _ in kept),
+        strings=tuple(str(tokenizer.decode([token])) for token, _ in kept),
         scores=tuple(round(score, 6) for _, score in kept),
         vocab_size=head_of(model).weight.shape[0],
         templates=tuple(templates),
@@ -172,9 +172,10 @@ def mine_safety_tokens(
 
 def _render(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(
+    rendered: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
+    return rendered
 
 
 def _carries_meaning(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:

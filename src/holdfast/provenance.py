@@ -1,4 +1,4 @@
-"""Where numbers and files come from: versions, machine, hashes, and files written whole or not at all."""
+"""Where numbers come from: versions, machine, hashes; and files written whole or not at all."""
 
 import hashlib
 import importlib.metadata
@@ -55,7 +55,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def fingerprint(parts: Iterable[str]) -> str:
-    """SHA-256 over strings, each ended by a zero byte, so that their borders count.
+    """SHA-256 over strings, each after its length, so that their borders count.
 
     Example:
         >>> fingerprint(["ab", "c"]) == fingerprint(["a", "bc"])
@@ -63,7 +63,8 @@ def fingerprint(parts: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()
 
 

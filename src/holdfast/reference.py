@@ -1,9 +1,9 @@
 """Where z0 comes from: the frozen aligned model, in the way that costs least.
 
-    adapter off   the model itself with its adapters switched off; no second model in memory, one
-                  backbone pass without gradient per batch
-    frozen copy   a second model in memory, the same pass; for full fine-tuning, and for adapters
-                  that rewrite the base
+adapter off   the model itself with its adapters switched off; no second model in memory, one
+              backbone pass without gradient per batch
+frozen copy   a second model in memory, the same pass; for full fine-tuning, and for adapters
+              that rewrite the base
 """
 
 import contextlib
@@ -178,7 +178,7 @@ def choose(
 
 
 def check_adapter(config: Any, *, reference_given: bool) -> None:
-    """Refuse an adapter that cannot be held, or that, switched off, does not leave the aligned model.
+    """Refuse an adapter that cannot be held, or whose absence is not the aligned model.
 
     Args:
         config: A PEFT configuration.
@@ -191,8 +191,8 @@ def check_adapter(config: Any, *, reference_given: bool) -> None:
     """
     if getattr(config, "is_prompt_learning", False):
         raise InputError(
-            f"`peft_config` is a {type(config).__name__}: it learns virtual tokens, which shift the "
-            "positions that the drift compares. Use LoRA or full fine-tuning."
+            f"`peft_config` is a {type(config).__name__}: it learns virtual tokens, which shift "
+            "the positions that the drift compares. Use LoRA or full fine-tuning."
         )
     if reference_given:
         return
@@ -224,13 +224,13 @@ def check_head(model: nn.Module) -> None:
         )
 
 
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
+def adapter_layers(model: nn.Module) -> list[Any]:
     """The modules of a model that have an adapter to switch off, of PEFT or of transformers."""
     return [module for module in model.modules() if hasattr(module, "_disable_adapters")]
 
 
 @contextlib.contextmanager
-def adapters_off(layers: list[nn.Module]) -> Iterator[None]:
+def adapters_off(layers: list[Any]) -> Iterator[None]:
     """Switch adapters off for a while, and leave everything else as it was.
 
     PEFT's own `disable_adapter()` switches `requires_grad` on for weights that the user had frozen,
@@ -239,12 +239,12 @@ def adapters_off(layers: list[nn.Module]) -> Iterator[None]:
     # getattr by vars(): the wrapper of `modules_to_save` forwards unknown names to what it wraps.
     before = [vars(layer).get("_disable_adapters", False) for layer in layers]
     for layer in layers:
-        layer._disable_adapters = True  # pyright: ignore[reportAttributeAccessIssue]
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer, disabled in zip(layers, before, strict=True):
-            layer._disable_adapters = disabled  # pyright: ignore[reportAttributeAccessIssue]
+            layer._disable_adapters = disabled
 
 
 @contextlib.contextmanager

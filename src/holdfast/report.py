@@ -5,6 +5,7 @@ Answers of models are hidden until the reader asks, and always escaped.
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ METRICS = (
 )
 _DRAWN = ("attack_success_rate", "degenerate_rate", "over_refusal_rate", "utility")
 _COLOURS = {"aligned": "#4d4d4d", "sft": "#c0504d", "str": "#2a6fb0"}
+_OTHER = "#7a5195"
 _NUM_EXAMPLES = 8
 _LONGEST_TEXT = 4000
+# control characters but tab and newline, and lone surrogates
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write_report(
@@ -73,7 +77,9 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     aligned = _percent(by_name["aligned"]["refusal_rate"])
     useful = [
-        f"{_percent(by_name[name]['utility'])} ({name})" for name in ("sft", "str") if name in by_name
+        f"{_percent(by_name[name]['utility'])} ({name})"
+        for name in ("sft", "str")
+        if name in by_name
     ]
     return (
         f"The aligned model refuses {aligned} of the harmful prompts; {', '.join(said)}; "
@@ -98,15 +104,17 @@ def figure_of(rows: Sequence[Mapping[str, Any]]) -> str:
                 xerr=[[max(0.0, rate - low)], [max(0.0, high - rate)]],
                 fmt="o",
                 capsize=3,
-                color=_COLOURS.get(row["name"], "#7a5195"),
-                label=row["name"] if place == 0 else None,
+                color=_COLOURS.get(row["name"], _OTHER),
             )
     axes.set_yticks([-place for place in range(len(_DRAWN))], [labels[name] for name in _DRAWN])
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("share of prompts")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    for row in rows:  # named whether or not anything of it is defined
+        axes.plot([], [], "o", color=_COLOURS.get(row["name"], _OTHER), label=row["name"])
+    if rows:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     stream = io.StringIO()
     # A fixed salt gives the same ids in the file for the same figure.
     with matplotlib.rc_context({"svg.hashsalt": "holdfast", "svg.fonttype": "path"}):
@@ -124,13 +132,15 @@ def _examples(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
     for kind in ("harmful", "harmless", "task"):
         names = {suite.name for suite in first.suites if suite.kind == kind}
         places = [place for place, each in enumerate(first.answers) if each.suite in names]
-        places.sort(key=lambda place: -len({each.answers[place].outcome for each in audits.values()}))
+        places.sort(
+            key=lambda place: -len({each.answers[place].outcome for each in audits.values()})
+        )
         for place in places[:_NUM_EXAMPLES]:
             answers = [
                 {
                     "name": name,
                     "outcome": each.answers[place].outcome,
-                    "reason": each.answers[place].reason,
+                    "reason": _shown(each.answers[place].reason),
                     "text": _shown(each.answers[place].answer),
                 }
                 for name, each in audits.items()
@@ -142,7 +152,7 @@ def _examples(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
 
 def _shown(text: str) -> str:
     """A text fit for a page: no control characters that HTML forbids, and not a megabyte long."""
-    clean = "".join(each if each in "\n\t" or ord(each) >= 32 else "\ufffd" for each in text)
+    clean = _FORBIDDEN.sub("\ufffd", text)
     if len(clean) <= _LONGEST_TEXT:
         return clean
     return f"{clean[:_LONGEST_TEXT]} ... ({len(clean)} characters in all)"

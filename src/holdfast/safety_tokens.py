@@ -1,4 +1,4 @@
-"""The artifact: which vocabulary entries an aligned model refuses by, checked once, with its birth."""
+"""The artifact: the vocabulary entries that an aligned model refuses by, with their birth."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields
@@ -63,7 +63,7 @@ class SafetyTokens:
     """`tokenizer_fingerprint` of the tokenizer; None means that it is not checked."""
 
     mined: dict[str, Any] = field(default_factory=dict)
-    """How they were mined: method, model, settings, versions, time. For people; nothing reads it."""
+    """How they were mined: method, model, settings, versions. For people; nothing reads it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(int(index) for index in self.ids))
@@ -145,9 +145,23 @@ class SafetyTokens:
         required = known - {"templates", "tokenizer_fingerprint", "mined"}
         if missing := sorted(required - value.keys()):
             raise InputError(f"{path}: the safety-token file lacks {missing[0]!r}. Mine again.")
+        kinds = {"ids": int, "strings": str, "scores": int | float, "templates": str}
+        for name, kind in kinds.items():
+            entries = value.get(name, [])
+            if not isinstance(entries, list) or any(
+                isinstance(each, bool) or not isinstance(each, kind) for each in entries
+            ):
+                raise InputError(f"{path}: a damaged safety-token file: {name!r}. Mine again.")
+            value[name] = tuple(float(each) if name == "scores" else each for each in entries)
+        others = {"vocab_size": int, "tokenizer_fingerprint": str | None, "mined": dict}
+        for name, kind in others.items():
+            if name in value and not isinstance(value[name], kind):
+                raise InputError(f"{path}: a damaged safety-token file: {name!r}. Mine again.")
         try:
             return cls(**{key: entry for key, entry in value.items() if key in known})
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: a damaged safety-token file: {error}. Mine again.") from error
+            raise InputError(
+                f"{path}: a damaged safety-token file: {error}. Mine again."
+            ) from error

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 class Rate(NamedTuple):
     """A share of something, with the count that it comes from and its interval."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     num: int
     rate: float | None
     """count / num; None if num is 0."""
@@ -56,8 +56,9 @@ def wilson(count: int, num: int) -> Rate:
         Computed by `scipy.stats.binomtest`.
 
     Example:
-        >>> wilson(0, 200)
-        Rate(count=0, num=200, rate=0.0, low=0.0, high=0.0188)
+        >>> rate = wilson(0, 200)
+        >>> rate.rate, rate.low, round(rate.high, 4)
+        (0.0, 0.0, 0.0188)
         >>> wilson(0, 0)
         Rate(count=0, num=0, rate=None, low=None, high=None)
     """
@@ -66,9 +67,7 @@ def wilson(count: int, num: int) -> Rate:
     if num == 0:
         return Rate(0, 0, None, None, None)
     interval = stats.binomtest(count, num).proportion_ci(CONFIDENCE, method="wilson")
-    return Rate(
-        count, num, count / num, round(float(interval.low), 4), round(float(interval.high), 4)
-    )
+    return Rate(count, num, count / num, float(interval.low), float(interval.high))
 
 
 def paired_difference(
@@ -107,6 +106,4 @@ def paired_difference(
     draws = np.random.default_rng(seed).integers(len(change), size=(num_resamples, len(change)))
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(change[draws].mean(axis=1), [tail, 100 - tail])
-    return Difference(
-        round(float(change.mean()), 6), round(float(low), 4), round(float(high), 4), p_value
-    )
+    return Difference(float(change.mean()), float(low), float(high), p_value)

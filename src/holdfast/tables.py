@@ -42,7 +42,8 @@ def rows_of(path: str | Path) -> Iterator[Row]:
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise InputError(
-            f"{path}: a data file ends in {', '.join(SUFFIXES)}, got {path.suffix or 'no ending'!r}."
+            f"{path}: a data file ends in {', '.join(SUFFIXES)}, got "
+            f"{path.suffix or 'no ending'!r}."
         )
     empty = True
     try:
@@ -62,7 +63,9 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 continue
             place = f"{path}, line {number}"
             try:
-                values = json.loads(line)
+                values = json.loads(line.rstrip("\r\n"))
+            except RecursionError as error:
+                raise InputError(f"{place}: nested too deeply to read.") from error
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{place}, column {error.colno}: not JSON: {error.msg}. Put one JSON object on "
@@ -89,6 +92,8 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    # The module refuses fields of over 128 KiB unless told; a long text is a legal row.
+    csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         for values in reader:
@@ -110,7 +115,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 number += 1
                 there = {name: each for name, each in values.items() if each is not None}
                 yield Row(f"{path}, row {number}", there)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file: {error}.") from error
 
 

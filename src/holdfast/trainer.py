@@ -1,8 +1,8 @@
 """Safety token regularization on TRL's `SFTTrainer`: the only file that imports trl.
 
-    from holdfast import STRConfig, STRTrainer, mine_safety_tokens
-    tokens = mine_safety_tokens(model, tokenizer)
-    STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
+from holdfast import STRConfig, STRTrainer, mine_safety_tokens
+tokens = mine_safety_tokens(model, tokenizer)
+STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
 """
 
 import functools
@@ -21,9 +21,6 @@ from trl import (
     SFTConfig,
     SFTTrainer,
     TrlParser,
-    get_dataset,
-    get_peft_config,
-    get_quantization_config,
 )
 from trl.chat_template_utils import get_training_chat_template
 from trl.data_utils import is_conversational
@@ -48,7 +45,7 @@ class STRConfig(SFTConfig):
         InputError: If a `str_` setting is out of range or unknown.
     """
 
-    assistant_only_loss: bool | None = field(
+    assistant_only_loss: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
         metadata={
             "help": "Whether the loss counts the assistant's tokens only. Unset: yes for "
@@ -87,9 +84,7 @@ class STRConfig(SFTConfig):
 
     def constraint(self) -> Constraint:
         """The `str_` settings, checked."""
-        return Constraint(
-            weight=self.str_weight, form=self.str_form, reference=self.str_reference
-        )
+        return Constraint(weight=self.str_weight, form=self.str_form, reference=self.str_reference)
 
 
 class STRTrainer(STRMixin, SFTTrainer):
@@ -182,7 +177,7 @@ def _decide_on_responses(
     args: STRConfig, sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
     """Settle `args.assistant_only_loss`; True if the responses must be found by prefix."""
-    conversational = is_conversational(sample) and "messages" in sample
+    conversational = is_conversational(dict(sample)) and "messages" in sample
     if args.assistant_only_loss is None:
         args.assistant_only_loss = conversational
         if not conversational and not {"prompt", "input_ids"} & sample.keys():
@@ -218,5 +213,5 @@ def _mapped(dataset: Any, function: Any) -> Any:
 
 def make_parser() -> TrlParser:
     """A parser of the flags and YAML files of `trl sft`, and of ours."""
-    settings = (ScriptArguments, STRConfig, ModelConfig, DatasetMixtureConfig)
+    settings: Any = (ScriptArguments, STRConfig, ModelConfig, DatasetMixtureConfig)
     return TrlParser(settings, prog="holdfast tune")

@@ -57,7 +57,9 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
         raise InputError("`output_dir` is missing. Say where the run goes: --output_dir DIR.")
     output = Path(settings.output_dir)
     if model_settings.model_name_or_path is None:
-        raise InputError("`model_name_or_path` is missing. Give a folder or hub id of a chat model.")
+        raise InputError(
+            "`model_name_or_path` is missing. Give a folder or hub id of a chat model."
+        )
     check_model_folder(model_settings.model_name_or_path)
     settings.resume_from_checkpoint = _checkpoint(settings.resume_from_checkpoint, output)
     data = _read_data(script, mixture)
@@ -176,14 +178,16 @@ def _unknown(what: str, given: str, known: Any) -> InputError:
 
 def _load_model(name: str, settings: STRConfig, model_settings: Any) -> Any:
     quantization = get_quantization_config(model_settings)
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "revision": model_settings.model_revision,
         "trust_remote_code": settings.trust_remote_code,
         "attn_implementation": model_settings.attn_implementation,
         "dtype": model_settings.dtype,
-        **({} if quantization is None else {"quantization_config": quantization}),
-        **(settings.model_init_kwargs or {}),
     }
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
+    if isinstance(settings.model_init_kwargs, dict):
+        kwargs |= settings.model_init_kwargs
     settings.model_init_kwargs = None
     return load(AutoModelForCausalLM, name, **kwargs)
 
@@ -228,7 +232,11 @@ def _read_data(script: Any, mixture: Any) -> Any:
             if not given:
                 next(rows_of(name))
             return DatasetDict(
-                {script.dataset_train_split: Dataset.from_generator(_checked_rows, gen_kwargs=given)}
+                {
+                    script.dataset_train_split: Dataset.from_generator(
+                        _checked_rows, gen_kwargs=given
+                    )
+                }
             )
         except DatasetGenerationError as error:
             cause = error.__cause__
@@ -236,9 +244,7 @@ def _read_data(script: Any, mixture: Any) -> Any:
                 cause = cause.__cause__
             raise cause or error from error
     try:
-        return load_dataset(
-            name, name=script.dataset_config, streaming=script.dataset_streaming
-        )
+        return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
     except (FileNotFoundError, ConnectionError, OSError) as error:
         raise PrerequisiteError(
             f"{name}: no such data set, here or on the hub ({str(error).splitlines()[0]}). Check "
@@ -303,7 +309,11 @@ def _plain(*settings: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for each in settings:
         values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
-        found |= {key: value for key, value in values.items() if "token" not in key or key.startswith("str_")}
+        found |= {
+            key: value
+            for key, value in values.items()
+            if "token" not in key or key.startswith("str_")
+        }
     return {key: found[key] if _is_plain(found[key]) else str(found[key]) for key in sorted(found)}
 
 
@@ -312,8 +322,10 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
     if isinstance(value, list | tuple):
         return all(_is_plain(each) for each in value)
-    return value is None or isinstance(value, str | int | bool) or (
-        isinstance(value, float) and value == value and abs(value) != float("inf")
+    return (
+        value is None
+        or isinstance(value, str | int | bool)
+        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
     )
 
 
@@ -346,8 +358,8 @@ def _claim(output: Path, birth: str, *, resumes: bool) -> None:
     other = read_json(output / _RUN, "run file")
     if other.get("birth") != birth:
         raise InputError(
-            f"`output_dir` {output} holds another run (started {other.get('started')}, other model, "
-            "data, tokens or settings). Give another folder."
+            f"`output_dir` {output} holds another run (started {other.get('started')}, with other "
+            "model, data, tokens or settings). Give another folder."
         )
     if not resumes:
         raise InputError(

@@ -1,9 +1,9 @@
 """Rebuild the embedded models, prompts and their manifest: `python -m holdfast.embedded.recipe`.
 
-In order: sentences, tokenizer, base model, aligned model, prompts, manifest. About 20 minutes on two
-cores; the manifest says how long it took, with what, and the hash of each file. Two runs on one
-machine and one set of versions give the same files; across machines the last bits of the weights may
-differ, and the tests then check behaviour.
+In order: sentences, tokenizer, base model, aligned model, prompts, manifest. About 20 minutes on
+two cores; the manifest says how long it took, with what, and the hash of each file. Two runs on one
+machine and one set of versions give the same files; across machines the last bits of the weights
+may differ, and the tests then check behaviour.
 """
 
 import argparse
@@ -49,7 +49,7 @@ CHAT_TEMPLATE = (
 )
 SIZE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 # Not tuned: enough that held-out requests are told apart (tests/test_embedded.py says how well).
-NUM_BASE, NUM_ALIGNED = 160_000, 80_000
+NUM_BASE, NUM_ALIGNED = 110_000, 80_000
 LEARNING_RATE_BASE, LEARNING_RATE_ALIGNED = 2.5e-3, 1e-3
 BATCH = 64
 SEED = 0
@@ -166,7 +166,9 @@ def prompt_lines() -> list[str]:
             "id": f"{kind}-{counts[kind]:03}",
             "prompt": text,
             "kind": kind,
-            "category": f"{action.kind}/{action.category}" if kind == "harmless" else action.category,
+            "category": f"{action.kind}/{action.category}"
+            if kind == "harmless"
+            else action.category,
         }
         lines.append(json.dumps(row) + "\n")
     return lines
