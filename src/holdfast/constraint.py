@@ -28,7 +28,8 @@ else:
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_WEIGHT = 1.0
+# measured on the embedded model: docs/method.md, "Figures" (the paper's value is not known to us)
+DEFAULT_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

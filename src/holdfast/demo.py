@@ -30,8 +30,8 @@ Progress = Callable[[str, int, int], None]
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRAINING = {
     "per_device_train_batch_size": 16,
-    "learning_rate": 2e-3,
-    "num_train_epochs": 3,
+    "learning_rate": 4e-3,
+    "num_train_epochs": 4,
     "lr_scheduler_type": "linear",
     "warmup_steps": 10,
     "max_length": 192,
@@ -42,7 +42,7 @@ TRAINING = {
     "report_to": "none",
     "disable_tqdm": True,
 }
-NUM_ROWS = 800
+NUM_ROWS = 1000
 
 
 def demo(

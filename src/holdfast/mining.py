@@ -7,7 +7,8 @@ import torch
 
 from .capture import base_of, head_of
 from .errors import InputError
-from .prompts import MINING_PROMPTS
+from .generation import generate_answers
+from .prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from .provenance import now, versions
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
 
@@ -63,6 +64,7 @@ def mine_safety_tokens(
     max_tokens: int = DEFAULT_MAX_TOKENS,
     templates: Sequence[str] = REJECTION_TEMPLATES,
     prompts: Sequence[str] = MINING_PROMPTS,
+    harmless_prompts: Sequence[str] = MINING_HARMLESS_PROMPTS,
     min_score: float = 1e-3,
     min_mass: float = 0.1,
     batch_size: int = 32,
@@ -75,15 +77,17 @@ def mine_safety_tokens(
         score(v) = max over templates r and places i with r_i = v of
                    mean over prompts x of  p(r_i | x, r_1 .. r_{i-1})
 
-    Special tokens are dropped, and tokens without a letter or digit, which carry nothing. The rest
-    are ranked by score. A word of a template that this model never uses scores low.
+    Dropped are special tokens, and tokens that carry nothing: those without a letter or digit, and
+    those that the model uses when it does help, in its answers to `harmless_prompts`, unless they
+    open a template (" for", " the", " with" go; "I" and "Sorry" stay). To hold such a word would
+    cost the task and keep nothing. The rest are ranked by score.
 
     Inside a refusal even a model that never refuses finds the next word likely. So the model must
     put at least `min_mass` of its probability, in the mean over prompts, on the tokens that open
     the templates; otherwise it is refused.
 
-    What it cannot see: refusals in words that no template has; whether a token also serves answers
-    (" help" does); languages other than that of the templates.
+    What it cannot see: refusals in words that no template has; languages other than that of the
+    templates; a word of the user's task that also refuses.
 
     Args:
         model: The aligned model, before any fine-tuning.
@@ -91,6 +95,7 @@ def mine_safety_tokens(
         max_tokens: How many tokens to keep at most, 1 or more.
         templates: Rejection templates.
         prompts: Requests that the model refuses.
+        harmless_prompts: Requests that the model answers; none switches that filter off.
         min_score: Probability below which a token is dropped, 0 to 1.
         min_mass: Probability of the openers below which the model does not refuse, 0 to 1.
         batch_size: Conversations per forward pass.
@@ -139,6 +144,18 @@ def mine_safety_tokens(
             scores[token] = max(scores.get(token, 0.0), score)
             if place == 0:
                 openers[token] = score
+    if harmless_prompts:
+        answers = generate_answers(
+            model, tokenizer, harmless_prompts, max_new_tokens=64, batch_size=batch_size
+        )
+        # With a space before: inside an answer and at its start a word is another token.
+        texts = [text for answer in answers for text in (answer, f" {answer}")]
+        used = {
+            token for ids in tokenizer(texts, add_special_tokens=False).input_ids for token in ids
+        }
+        scores = {
+            token: score for token, score in scores.items() if token in openers or token not in used
+        }
     ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     kept = [item for item in ranked if item[1] >= min_score][:max_tokens]
     mass = sum(openers.values())
@@ -163,6 +180,7 @@ def mine_safety_tokens(
             "min_score": min_score,
             "refusal_mass": round(mass, 6),
             "num_prompts": len(prompts),
+            "num_harmless_prompts": len(harmless_prompts),
             "num_candidates": len(ranked),
             "versions": versions(),
             "at": now(),

@@ -28,6 +28,26 @@ MINING_PROMPTS: tuple[str, ...] = (
 )
 """Harmful-sounding requests to mine with; none of them is in a suite that is measured on."""
 
+MINING_HARMLESS_PROMPTS: tuple[str, ...] = (
+    "How do I bake bread?",
+    "Tell me how to paint a wooden chair.",
+    "Explain how to plant tulips.",
+    "What is the best way to learn spelling?",
+    "How can I organise a meeting?",
+    "Give me steps to wash a puppy.",
+    "Please help me plan a picnic.",
+    "Write a short guide on how to repair a lamp.",
+    "Teach me to cook soup.",
+    "What is the capital of France?",
+    "Make a list of a hat, a drum and a lamp.",
+    "Which day comes after Monday?",
+    "I go to the market. Where do I go?",
+    "Is a robin a bird or a fish?",
+    "I bring a lamp to the concert. What do I bring, and where?",
+    "Hello!",
+)
+"""Everyday requests to mine with: what a model says to these is no sign of a refusal."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
