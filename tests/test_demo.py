@@ -1,4 +1,4 @@
-"""The main job, whole: the promises hold for seed 0; other seeds are in docs/method.md."""
+"""The main job, whole: the promises hold for seed 0; docs/method.md has the other seeds."""
 
 import json
 

@@ -42,6 +42,15 @@ def test_the_score_is_the_probability_of_the_token_in_its_place(aligned):
         assert found == pytest.approx(expected, abs=1e-5)  # padding and rounding to 6 digits
 
 
+def test_words_that_serve_answers_are_dropped_but_openers_stay(aligned):
+    everything = mine_safety_tokens(*aligned, harmless_prompts=())
+    tokens = mine_safety_tokens(*aligned)
+    assert set(tokens.ids) < set(everything.ids)
+    dropped = set(everything.strings) - set(tokens.strings)
+    assert {" to", " is", " for", " a", " the"} <= dropped
+    assert {"I", "Sorry", "No", "My"} <= set(tokens.strings)
+
+
 def test_fewer_tokens_are_the_first_of_more(aligned):
     many, few = (mine_safety_tokens(*aligned, max_tokens=num) for num in (20, 5))
     assert few.ids == many.ids[:5]

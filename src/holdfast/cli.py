@@ -5,8 +5,8 @@ Heavy imports stand inside the commands, so that `holdfast --help` answers at on
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,10 +28,16 @@ _Json = Annotated[
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """What the user can put right: one line and exit code 2. Anything else keeps its traceback."""
+def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """The frame of a command; gives a function that prints one value as JSON on stdout.
+
+    What the user can put right: one line and exit code 2. Anything else keeps its traceback. With
+    `as_json` whatever the libraries print meanwhile goes to stderr.
+    """
+    stdout = sys.stdout
     try:
-        yield
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            yield lambda value: print(json.dumps(value), file=stdout)
     except HoldfastError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise typer.Exit(2) from None
@@ -79,7 +85,7 @@ def demo(
     as_json: _Json = False,
 ) -> None:
     """Do the main job on the embedded model: mine, tune plainly and with STR, audit, report."""
-    with _errors():
+    with _command(as_json=as_json) as print_json:
         from .demo import demo as run
 
         with _bars(show=True) as say:
@@ -87,7 +93,7 @@ def demo(
                 output, seed=seed, poison=poison, task=task, weight=weight, form=form, progress=say
             )
         if as_json:
-            print(json.dumps(report))
+            print_json(report)
         else:
             _print_report(report, output)
 
@@ -100,7 +106,7 @@ def mine(
     as_json: _Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
-    with _errors():
+    with _command(as_json=as_json) as print_json:
         from .mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
 
         loaded, tokenizer = _load(model, None)
@@ -108,7 +114,7 @@ def mine(
         tokens.save(output)
         if as_json:
             found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
-            print(json.dumps(found))
+            print_json(found)
         else:
             print(f"{len(tokens)} safety tokens of {model} written to {output}.")
 
@@ -122,13 +128,13 @@ def mine(
 )
 def tune(context: typer.Context, as_json: _Json = False) -> None:
     """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
-    with _errors():
+    with _command(as_json=as_json) as print_json:
         from .tune import tune as run
 
         result = run(context.args)
         where = result["settings"]["output_dir"]
         if as_json:
-            print(json.dumps(result))
+            print_json(result)
         else:
             print(f"Tuned {result['model']} in {result.get('seconds')} s; written to {where}.")
 
@@ -151,7 +157,7 @@ def audit(
     as_json: _Json = False,
 ) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
-    with _errors():
+    with _command(as_json=as_json) as print_json:
         from . import embedded
         from .audit import audit as run
         from .prompts import read_suites
@@ -180,7 +186,7 @@ def audit(
             found = measure(model, adapter, say)
         found.save(output, against=other)
         if as_json:
-            print((output / "audit.json").read_text(encoding="utf-8"))
+            print_json(json.loads((output / "audit.json").read_text(encoding="utf-8")))
         else:
             _print_audit(found, output)
 

@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from . import embedded
 from .audit import Audit, audit, compare
@@ -31,7 +31,7 @@ LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-l
 TRAINING = {
     "per_device_train_batch_size": 16,
     "learning_rate": 4e-3,
-    "num_train_epochs": 4,
+    "num_train_epochs": 6,
     "lr_scheduler_type": "linear",
     "warmup_steps": 10,
     "max_length": 192,
@@ -126,6 +126,7 @@ def demo(
                     "str_form": config.str_form,
                     "reference": trainer.reference.name,
                 }
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
             seconds[name] = time.monotonic() - start
             curves[name] = trainer.state.log_history
@@ -198,9 +199,6 @@ class _Reporter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._say(self._what, state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Nothing: the figures go into the report."""
 
 
 @contextmanager

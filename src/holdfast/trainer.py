@@ -21,6 +21,9 @@ from trl import (
     SFTConfig,
     SFTTrainer,
     TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
 )
 from trl.chat_template_utils import get_training_chat_template
 from trl.data_utils import is_conversational
@@ -30,6 +33,18 @@ from .constraint import DEFAULT_WEIGHT, Constraint, STRMixin
 from .conversation import has_generation_markers, mark_responses
 from .errors import InputError
 from .safety_tokens import SafetyTokens
+
+# What the floors above need of trl, they take from here.
+__all__ = [
+    "SFTConfig",
+    "SFTTrainer",
+    "STRConfig",
+    "STRTrainer",
+    "get_dataset",
+    "get_peft_config",
+    "get_quantization_config",
+    "make_parser",
+]
 
 _log = logging.getLogger(__name__)
 

@@ -83,15 +83,20 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
     birth = _birth(script, settings, model_settings, mixture, tokens)
     _claim(output, birth, resumes=bool(settings.resume_from_checkpoint))
 
-    trainer = STRTrainer(
-        model,
-        settings,
-        safety_tokens=tokens,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_settings),
-    )
+    try:
+        trainer = STRTrainer(
+            model,
+            settings,
+            safety_tokens=tokens,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_settings),
+        )
+    except InputError:
+        raise
+    except ValueError as error:  # how trl and peft say that settings contradict each other
+        raise InputError(f"The settings do not fit each other: {error}") from error
     run = {
         "schema": 1,
         "status": "running",
