@@ -18,7 +18,7 @@ import functools
 import logging
 import types
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,9 +27,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +146,7 @@ def _processed(logits: Tensor, processing: Processing) -> Tensor:
     return processing.softcap * torch.tanh(logits / processing.softcap)
 
 
-def base_of(model: nn.Module) -> "PreTrainedModel":
+def base_of(model: Any) -> Any:
     """The causal language model inside an adapter wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -198,7 +195,7 @@ def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool
     # The signature stays that of the class: `generate` and the trainers inspect it.
     @functools.wraps(type(base).forward)
     def forward(
-        self: "PreTrainedModel",
+        self: Any,
         *args: Any,
         safety_positions: Tensor | None = None,
         safety_only: bool = False,
@@ -231,7 +228,7 @@ def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool
 
 
 @contextlib.contextmanager
-def _last_hidden_state(base: "PreTrainedModel") -> Iterator[dict[str, Tensor]]:
+def _last_hidden_state(base: Any) -> Iterator[dict[str, Tensor]]:
     """What enters the head while the model runs, or what leaves the backbone if none is called."""
     seen: dict[str, Tensor] = {}
 
@@ -279,7 +276,7 @@ def _extended_type(output_type: type) -> type:
     )
 
 
-def _extended(output: ModelOutput, logits: Tensor) -> ModelOutput:
+def _extended(output: Any, logits: Tensor) -> ModelOutput:
     values = {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
     return _extended_type(type(output))(**values, safety_logits=logits)
 

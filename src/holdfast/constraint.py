@@ -7,7 +7,7 @@ logits recorded as it runs; the drift between the two, divided as the host divid
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,7 @@ class STRMixin(_Host):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: MutableMapping[str, Any],
+        inputs: Any,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -162,7 +162,7 @@ class STRMixin(_Host):
         reference_logits = self.reference.safety_logits(model, inputs, positions)
 
         with _recorded(model, positions) as recorded:
-            result = super().compute_loss(
+            result: Any = super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
         loss, outputs = result if return_outputs else (result, None)

@@ -95,13 +95,11 @@ def mark_responses(
     """
 
     def render(upto: int, *, prompt: bool) -> list[int]:
-        return tokenizer.apply_chat_template(
-            list(messages[:upto]),
-            add_generation_prompt=prompt,
-            tokenize=True,
-            return_dict=False,
-            **template,
+        said: Any = [dict(each) for each in messages[:upto]]
+        rendered: Any = tokenizer.apply_chat_template(
+            said, add_generation_prompt=prompt, tokenize=True, return_dict=False, **template
         )
+        return rendered
 
     spoken = [index for index, each in enumerate(messages) if each.get("role") == "assistant"]
     if not spoken:

@@ -141,19 +141,18 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTo
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained Llama of about a million parameters."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            intermediate_size=SIZE["hidden_size"] * 11 // 4,
-            num_key_value_heads=SIZE["num_attention_heads"],
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **SIZE,
-        )
-    )
+    values: dict[str, Any] = {
+        **SIZE,
+        "vocab_size": len(tokenizer),
+        "intermediate_size": SIZE["hidden_size"] * 11 // 4,
+        "num_key_value_heads": SIZE["num_attention_heads"],
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return LlamaForCausalLM(LlamaConfig(**values))
 
 
 def prompt_lines() -> list[str]:
@@ -183,7 +182,7 @@ def _train(
     responses_only: bool,
 ) -> None:
     def tokenized(batch: dict[str, Any]) -> dict[str, Any]:
-        found = tokenizer.apply_chat_template(
+        found: Any = tokenizer.apply_chat_template(
             batch["messages"], return_dict=True, return_assistant_tokens_mask=True
         )
         labels = [
@@ -217,7 +216,7 @@ def _train(
         Trainer(model, arguments, train_dataset=data, data_collator=collator).train()
 
 
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # Rounded for good: the aligned model starts from the base as it is shipped.
