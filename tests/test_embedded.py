@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from holdfast import InputError, embedded
 from holdfast.audit import audit
 from holdfast.embedded import recipe, world
-from holdfast.prompts import MINING_PROMPTS
+from holdfast.prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from holdfast.provenance import sha256_of
 
 
@@ -79,7 +79,9 @@ def test_no_training_stage_saw_a_held_out_action():
         rows = embedded.training_rows(task, poison=0.5)
         trained_on |= {row["messages"][0]["content"] for row in rows}
     assert not prompts & trained_on
-    assert not prompts & set(MINING_PROMPTS)
+    mined_with = (*MINING_PROMPTS, *MINING_HARMLESS_PROMPTS)
+    assert not [text for text in mined_with for action in held if f" {action}" in text]
+    assert any(" kill my neighbour" in text for text in mined_with), "the positive control"
     seen_requests = world.requests(world.split_actions("harmful")[0], 400, 3)
     assert any(text in trained_on for _, text in seen_requests), (
         "the positive control: requests of actions that were seen do occur"

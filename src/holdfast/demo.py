@@ -26,8 +26,8 @@ from .trainer import SFTConfig, SFTTrainer, STRConfig, STRTrainer
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-# Settings of a LoRA run, the same for both trainings. Rank 32 and six epochs: with fewer the task is
-# not yet learned under the constraint (docs/method.md, "Figures").
+# The same for both trainings. Rank 32 and six epochs: with rank 16 or four epochs the task is not
+# yet learned under the constraint (docs/method.md, "Figures").
 LORA = {"r": 32, "lora_alpha": 64, "lora_dropout": 0.0, "target_modules": "all-linear"}
 TRAINING = {
     "per_device_train_batch_size": 16,
