@@ -1,4 +1,4 @@
-"""The main job, whole: the promises hold for seed 0; docs/method.md has the other seeds."""
+"""The main job, whole: the promises hold for seed 0; `benchmarks/demo_seeds.py` runs others."""
 
 import json
 
