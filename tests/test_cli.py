@@ -33,6 +33,7 @@ def test_our_flags_are_these():
     names = {action.dest for action in make_parser()._actions}
     assert {name for name in names if name.startswith("str_")} == {
         "str_tokens", "str_weight", "str_form", "str_reference", "str_reference_model",
+        "str_reference_fraction", "str_positions", "str_cache_dtype", "str_cache_dir",
     }  # fmt: skip
 
 
