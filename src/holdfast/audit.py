@@ -177,12 +177,13 @@ def audit(
             system_prompt=system_prompt,
             progress=progress,
         )
-        for each, text in zip(suite.prompts, texts, strict=True):
+        verdicts = judge_of.verdicts([each.prompt for each in suite.prompts], texts)
+        for each, text, verdict in zip(suite.prompts, texts, verdicts, strict=True):
             if suite.kind == "task":
                 right = text.strip() == (each.answer or "").strip()
                 outcome, reason = ("right", "") if right else ("wrong", f"not {each.answer!r}")
             else:
-                outcome, reason = judge_of(each.prompt, text)
+                outcome, reason = verdict
             found.append(
                 Answer(
                     suite=suite.name,
