@@ -39,16 +39,23 @@ def left_padded(
 
 
 @torch.inference_mode()
-def greedy(
-    model: Any, rows: Sequence[Sequence[int]], *, padding: int, max_new_tokens: int, **settings: Any
+def generate(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    *,
+    padding: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    **settings: Any,
 ) -> Any:
-    """What `model.generate` returns for one batch, greedily, in evaluation mode.
+    """What `model.generate` returns for one batch in evaluation mode.
 
     Args:
         model: A causal language model of transformers, with or without an adapter, in any mode.
         rows: Token ids, one sequence or more.
         padding: Id to pad with; it is masked.
         max_new_tokens: How many tokens at most, 1 or more.
+        temperature: 0 is greedy; above, tokens are drawn from the whole distribution.
         **settings: More for `generate`.
     """
     device = model.get_input_embeddings().weight.device
@@ -60,11 +67,11 @@ def greedy(
             input_ids=ids.to(device),
             attention_mask=seen.to(device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            # A model's own generation settings may sample; greedy means greedy.
-            temperature=None,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            # A model's own generation settings may cut the distribution; ours are all that counts.
             top_p=None,
-            top_k=None,
+            top_k=0 if temperature > 0 else None,
             pad_token_id=padding,
             **settings,
         )
@@ -80,7 +87,7 @@ def next_token_nats(
     It is one step of `generate`: transformers knows how each architecture counts positions under
     left padding, and computes logits at the last position only.
     """
-    step = greedy(
+    step = generate(
         model,
         rows,
         padding=padding,

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError, unknown_choice
 from ..loading import check_model_folder, load
-from ..next_token import greedy, next_token_nats, padding_of
+from ..next_token import generate, next_token_nats, padding_of
 from .verdicts import DegenerateFirst, Verdict
 
 # HarmBench and StrongREJECT cut answers at 512 tokens; so do we for every guard.
@@ -160,7 +160,9 @@ def _generated(max_new_tokens: int, read: Callable[[str], Verdict | None]) -> An
     """Verdicts from what a guard writes, greedily."""
 
     def verdicts(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[Verdict | None]:
-        written = greedy(model, rows, padding=padding_of(tokenizer), max_new_tokens=max_new_tokens)
+        written = generate(
+            model, rows, padding=padding_of(tokenizer), max_new_tokens=max_new_tokens
+        )
         longest = max(len(row) for row in rows)
         said = tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
         return [read(each) for each in said]
