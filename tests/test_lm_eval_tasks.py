@@ -34,6 +34,12 @@ target_delimiter: ""
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
+GROUP = """
+group: all_of_mine
+task: [mine]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -41,6 +47,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "mine.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
+    (tmp_path / "group.yaml").write_text(GROUP)
     return tmp_path
 
 
@@ -66,15 +73,17 @@ def _picks(model, tokenizer):
 
 @needs_lm_eval
 @pytest.mark.filterwarnings("ignore")  # lm-eval's own
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_task_is_scored_by_the_real_package(make_model, tokenizer, folder, seed):
-    model = make_model(seed=seed)
+def test_a_task_and_a_group_are_scored_by_the_real_package(make_model, tokenizer, folder):
+    model = make_model()
     model.train()
     right = [pick == row["right"] for pick, row in zip(_picks(model, tokenizer), ROWS, strict=True)]
-    (found,) = lm_eval_tasks(model, tokenizer, ["mine"], include_path=folder, batch_size=2)
+    of_group, found = sorted(
+        lm_eval_tasks(model, tokenizer, ["all_of_mine"], include_path=folder, batch_size=2)
+    )
     share = sum(right) / 3
     error = math.sqrt(share * (1 - share) / 2)  # the sample's deviation by the root of n
     assert found == TaskScore("mine", "acc", pytest.approx(share), pytest.approx(error), 3)
+    assert of_group == found._replace(task="all_of_mine")
     assert model.training
     (less,) = lm_eval_tasks(model, tokenizer, ["mine"], include_path=folder, limit=2)
     assert (less.value, less.num) == (sum(right[:2]) / 2, 2)

@@ -62,9 +62,9 @@ def lm_eval_tasks(
         Gao et al. 2024, "The Language Model Evaluation Harness", https://zenodo.org/records/12608602
     """
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise PrerequisiteError(
             "Tasks of lm-eval need lm-eval, which is not installed. Run "
@@ -116,6 +116,13 @@ def _score(found: dict[str, Any], task: str, key: str) -> TaskScore:
         metric=metric if kept == "none" else key,
         value=float(results[key]),
         # lm-eval says "N/A" where it has none
-        standard_error=error if isinstance(error, float) else None,
-        num=int(found["n-samples"][task]["effective"]),
+        standard_error=float(error) if isinstance(error, float) else None,
+        num=_num(found, task),
     )
+
+
+def _num(found: dict[str, Any], task: str) -> int:
+    """Items asked of a task, or of all tasks of a group."""
+    if task in found["n-samples"]:
+        return int(found["n-samples"][task]["effective"])
+    return sum(_num(found, each) for each in found["group_subtasks"][task])

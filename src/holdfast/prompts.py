@@ -246,7 +246,7 @@ def _fetched(format: Format, source: str) -> Iterator[tuple[Row, str]]:
             f"{source}: reading a data set needs datasets, which is not installed. Run "
             "`pip install 'holdfast[tune]'`."
         ) from error
-    names = {} if format.header else {"names": list(format.prompt)}
+    names: dict[str, Any] = {} if format.header else {"names": list(format.prompt)}
     try:
         loaded: Any = load_dataset(source, format.config, split=format.split, **names)
     except (DatasetsError, OSError, ValueError) as error:
