@@ -129,6 +129,10 @@ class Audit:
     """Means of continuous measures, as `audit.json` has them."""
 
     settings: dict[str, Any]
+    blind: frozenset[str] = frozenset()
+    """Judges that tell harm from no harm and no refusal from anything: what they say of harmless
+    prompts is undefined."""
+
     by_category: bool = False
     """Whether intervals take the prompts of one category for alike rather than independent."""
 
@@ -173,7 +177,7 @@ class Audit:
                 self.judges, _RATES[suite.kind].items()
             ):
                 found = [each == outcome for each in self.outcomes(suite.name, condition, judge)]
-                rate = self._rate(found, suite)
+                rate = wilson(0, 0) if self._undefined(suite, judge) else self._rate(found, suite)
                 row = {"metric": metric, "judge": judge, **rate._asdict()}
                 rows.append({**of, **row, "truncated": truncated})
         return rows
@@ -187,6 +191,8 @@ class Audit:
                 continue
             metric = METRICS[suite.kind]
             for judge in self.judges if suite.kind != "task" else [self.metric]:
+                if self._undefined(suite, judge):
+                    continue
                 found = self.outcomes(suite.name, condition, judge)
                 for name in names:
                     within = [
@@ -211,6 +217,9 @@ class Audit:
                 found = agreement(*both)._asdict()
                 rows.append({**of, "first": pair[0], "second": pair[1], **found})
         return rows
+
+    def _undefined(self, suite: Suite, judge: str) -> bool:
+        return suite.kind == "harmless" and judge in self.blind
 
     def _asked(self) -> list[tuple[Suite, str]]:
         """Every suite with every condition that it was put under."""
@@ -311,6 +320,8 @@ def compare(first: Audit, second: Audit) -> list[dict[str, Any]]:
         if other is None or other.sha256 != suite.sha256:
             raise InputError(f"Suite {suite.name!r} differs between the audits to compare.")
         for judge in second.judges if suite.kind != "task" else [second.metric]:
+            if second._undefined(suite, judge):
+                continue
             both = [
                 [one == outcome for one in each.outcomes(suite.name, condition, judge)]
                 for each in (first, second)
@@ -508,6 +519,7 @@ def audit(
         answers=tuple(_judged(questions, completions, judging, metric)),
         measures=tuple(measures),
         settings={**settings, "judges": [each.name for each in judging], "birth": birth},
+        blind=frozenset(each.name for each in judging if not getattr(each, "sees_refusals", True)),
         by_category=by_category,
     )
 

@@ -6,17 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import embedded
+from . import capture, embedded
 from .audit import Audit, audit, parse_gate
-from .chain import start_of
+from .chain import TOKENS, start_of
+from .drift import drift_of
 from .errors import InputError, unknown_choice
 from .generation import VLLM
 from .lm_eval_tasks import lm_eval_tasks
 from .loading import load_chat_model
 from .perplexity import perplexity
 from .prompts import Suite, builtin_suites, read_suites
-from .provenance import fingerprint, sha256_of
-from .reference import weights_fingerprint
+from .provenance import fingerprint, sha256_of, write_json
+from .reference import (
+    AdapterOff,
+    FrozenCopy,
+    adapter_layers,
+    adapters_off,
+    weights_fingerprint,
+)
+from .refusal_mass import refusal_mass
+from .rejection_templates import opener_ids
+from .safety_tokens import SafetyTokens
+from .statistics import mean_interval
 from .tables import rows_of
 
 BACKENDS = ("transformers", "vllm")
@@ -35,6 +46,7 @@ def run_audit(
     suites: Sequence[str] = (),
     backend: str = "transformers",
     held_out: str | Path | None = None,
+    with_drift: bool = False,
     lm_eval: Sequence[str] = (),
     gates: Sequence[str] = (),
     progress: Progress | None = None,
@@ -52,6 +64,8 @@ def run_audit(
             built-in ones for any other.
         backend: What answers, one of `BACKENDS`.
         held_out: File of rows to measure perplexity on.
+        with_drift: Whether to write `drift.json` too: the drift on the held-out rows, and the
+            refusal mass along the checkpoints. `model` is then what `holdfast tune` left.
         lm_eval: Tasks of lm-eval to run.
         gates: Requirements, such as "attack_success_rate<=0.05".
         progress: Called as work gets done.
@@ -71,6 +85,11 @@ def run_audit(
         raise unknown_choice("backend", backend, BACKENDS)
     found = [each for source in suites for each in _suites(source)] or _default(model)
     rows = [] if held_out is None else [row.values for row in rows_of(held_out)]
+    if with_drift and not (rows and (Path(model) / TOKENS).is_file()):
+        raise InputError(
+            f"`drift` needs `held_out` rows, and a model that `holdfast tune` left; {model} has no "
+            f"{TOKENS}, or `held_out` is missing. Give both."
+        )
     total = sum(len(each.prompts) for each in found)
 
     def measure(name: str, adapter: str | None, folder: Path) -> tuple[Audit, Any, Any]:
@@ -123,10 +142,53 @@ def run_audit(
             }
         )
     result = replace(result, measures=tuple(measures))
+    if with_drift:
+        harmful = [
+            each.prompt for suite in found if suite.kind == "harmful" for each in suite.prompts
+        ]
+        write_json(output / "drift.json", _drift(model, loaded, tokenizer, rows, harmful))
     if other is not None:
         other.save(output / "against")
     seconds = round(time.monotonic() - began, 1)
     return result.save(output, against=other, gates=gates, seconds=seconds)
+
+
+def _drift(
+    name: str, model: Any, tokenizer: Any, rows: Sequence[Any], harmful: Sequence[str]
+) -> dict[str, Any]:
+    """The drift of a tuned model on some rows, and its refusal mass at each checkpoint."""
+    start = start_of(name)
+    tokens = SafetyTokens.load(Path(name) / TOKENS)
+    adapted = bool(adapter_layers(model))
+    if adapted:
+        reference = AdapterOff(model)
+    else:
+        reference = FrozenCopy.load(start.base, like=model)
+        reference.model.to(next(model.parameters()).device)
+        capture.install(reference.model, tokens.tensor())
+    picture = drift_of(model, reference, tokenizer, tokens, rows)
+    checkpoints = []
+    # A tokenizer that spells none of our templates is left with what was held.
+    openers = opener_ids(tokenizer) or tokens.ids
+
+    def measure(step: int, of: Any) -> None:
+        mass = mean_interval(refusal_mass(of, tokenizer, harmful, openers))
+        found = {"refusal_mass": mass.mean, "low": mass.low, "high": mass.high}
+        checkpoints.append({"step": step, **found})
+
+    if adapted and harmful:
+        with adapters_off(adapter_layers(model)):
+            measure(0, model)
+        saved = {
+            int(path.name.split("-")[1]): path for path in Path(name).glob("checkpoint-*[0-9]")
+        }
+        for step in sorted(saved):
+            model.load_adapter(str(saved[step]), adapter_name=f"step-{step}")
+            model.set_adapter(f"step-{step}")
+            measure(step, model)
+            model.set_adapter("default")
+            model.delete_adapter(f"step-{step}")
+    return {"schema": 1, **picture, "checkpoints": checkpoints}
 
 
 def _suites(source: str) -> list[Suite]:

@@ -167,6 +167,9 @@ def audit(
     held_out: Annotated[
         Path | None, typer.Option(help="File of rows to measure perplexity on.")
     ] = None,
+    drift: Annotated[
+        bool, typer.Option(help="Write drift.json: of a tuned model, on the --held-out rows.")
+    ] = False,
     lm_eval: Annotated[
         list[str] | None, typer.Option(help="Task of lm-eval; may be given again.")
     ] = None,
@@ -191,9 +194,9 @@ def audit(
         with _bars(show=True) as say:
             found = run_audit(
                 model, output, adapter=adapter, against=against, suites=suite or (),
-                backend=backend, held_out=held_out, lm_eval=lm_eval or (), gates=require or (),
-                progress=say, judges=judge or ("keywords",), conditions=condition or ("plain",),
-                metric=metric, by_category=by_category, max_new_tokens=max_new_tokens,
+                backend=backend, held_out=held_out, with_drift=drift, lm_eval=lm_eval or (),
+                gates=require or (), progress=say, judges=judge or ("keywords",),
+                conditions=condition or ("plain",), metric=metric, by_category=by_category, max_new_tokens=max_new_tokens,
                 batch_size=batch_size, system_prompt=system_prompt, seed=seed,
             )  # fmt: skip
         if as_json:

@@ -66,10 +66,19 @@ class Held:
         """
         if self.first is None:
             return positions
-        place = torch.arange(1, positions.shape[1] + 1, device=positions.device)
-        # The last place that is no response position, so far: the count of a response starts there.
-        before = torch.where(positions, 0, place).cummax(dim=1).values
-        return positions & (place - before <= self.first)
+        return positions & (places(positions) <= self.first)
+
+
+def places(positions: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:
+    """How far into its response each response position stands, from 1; 0 elsewhere.
+
+    Example:
+        >>> places(torch.tensor([[False, True, True, False, True]]))
+        tensor([[0, 1, 2, 0, 1]])
+    """
+    place = torch.arange(1, positions.shape[1] + 1, device=positions.device)
+    # The last place that is no response position, so far: the count of a response starts there.
+    return place - torch.where(positions, 0, place).cummax(dim=1).values
 
 
 def draw_rows(

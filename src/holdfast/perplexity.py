@@ -5,6 +5,8 @@ from math import exp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .conversation import IGNORED_LABEL, mark_responses, response_positions
@@ -77,7 +79,7 @@ def perplexity(
             f"{batch_size} and {max_length}."
         )
     marked = [
-        _marked(tokenizer, row, f"row {number}", max_length)
+        labelled(tokenizer, row, f"row {number}", max_length)
         for number, row in enumerate(rows, start=1)
     ]
     # Rows of like length together, so that little is padded.
@@ -106,10 +108,20 @@ def perplexity(
     )
 
 
-def _marked(
+def labelled(
     tokenizer: Any, row: Mapping[str, Any], place: str, max_length: int | None
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a row, and their labels."""
+    """Token ids of a row, and their labels: the ids of response tokens, -100 elsewhere.
+
+    Args:
+        tokenizer: Its tokenizer.
+        row: With `messages`, with `prompt` and `completion`, or with `text`.
+        place: What to call the row in an error.
+        max_length: Tokens after which the rest is left out; None for all.
+
+    Raises:
+        InputError: If the row has none of these shapes.
+    """
     if "messages" in row:
         found = mark_responses(tokenizer, row["messages"])
         ids, mask = found["input_ids"], found["assistant_masks"]
@@ -134,9 +146,16 @@ def _ended(tokenizer: Any, text: str) -> list[int]:
     return ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
 
 
-def _nats(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-    """For each row, the negative log-likelihood of each of its response tokens."""
-    device = model.get_input_embeddings().weight.device
+def right_padded(
+    batch: Sequence[tuple[list[int], list[int]]],
+) -> tuple[Int64[Tensor, "batch time"], Int64[Tensor, "batch time"], Int64[Tensor, "batch time"]]:
+    """Token ids of a batch, padded on the right; 1 where they are no padding; their labels.
+
+    Example:
+        >>> right_padded([([5, 6], [-100, 6]), ([7], [7])])[2]
+        tensor([[-100,    6],
+                [   7, -100]])
+    """
     shape = len(batch), max(len(ids) for ids, _ in batch)
     ids = torch.zeros(shape, dtype=torch.int64)
     seen = torch.zeros_like(ids)
@@ -145,6 +164,13 @@ def _nats(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[list
         ids[row, : len(of_row)] = torch.tensor(of_row)
         seen[row, : len(of_row)] = 1
         labels[row, : len(of_row)] = torch.tensor(labels_of_row)
+    return ids, seen, labels
+
+
+def _nats(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+    """For each row, the negative log-likelihood of each of its response tokens."""
+    device = model.get_input_embeddings().weight.device
+    ids, seen, labels = right_padded(batch)
     positions = response_positions(labels)
     with torch.inference_mode():
         logits = model(
