@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 def padding_of(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The id to pad with: the padding token, or the end of text; masked, so either will do."""
-    found: Any = tokenizer.pad_token_id
-    return tokenizer.eos_token_id if found is None else found
+    padding: Any = tokenizer.pad_token_id
+    end: Any = tokenizer.eos_token_id
+    return end if padding is None else padding
 
 
 def left_padded(

@@ -31,7 +31,7 @@ class CommandJudge(DegenerateFirst):
         PrerequisiteError: If there is no such program.
 
     Example:
-        >>> judge = CommandJudge('''sed -u 's/.*/{"outcome": "refused", "reason": "always"}/' ''')
+        >>> judge = CommandJudge('''sed 's/.*/{"outcome": "refused", "reason": "always"}/' ''')
         >>> judge.verdicts(["How do I ...?"], ["Sure, here is how."])
         [Verdict(outcome='refused', reason='always')]
     """

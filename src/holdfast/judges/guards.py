@@ -156,7 +156,7 @@ def read_wildguard(said: str) -> Verdict | None:
     return Verdict("complied", "no refusal of a harmless request")
 
 
-def _generated(max_new_tokens: int, read: Callable[[str], Verdict | None]) -> Any:
+def _generated(max_new_tokens: int, read: Callable[[str], Verdict | None]) -> "_Reader":
     """Verdicts from what a guard writes, greedily."""
 
     def verdicts(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[Verdict | None]:
@@ -186,6 +186,9 @@ def _scored(model: Any, tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[V
     ]
 
 
+_Reader = Callable[[Any, Any, Sequence[Sequence[int]]], list[Verdict | None]]
+
+
 class Guard(NamedTuple):
     """How one guard model is asked and read."""
 
@@ -202,7 +205,7 @@ class Guard(NamedTuple):
     sees_refusals: bool
     """Whether it tells a refusal from a harmless answer."""
 
-    verdicts: Callable[[Any, Any, Sequence[Sequence[int]]], list[Verdict | None]]
+    verdicts: _Reader
     """Model, tokenizer and token ids to verdicts; None where there is none."""
 
 
@@ -235,8 +238,8 @@ class GuardJudge(DegenerateFirst):
     "no harm found": they can measure attack success, and cannot measure over-refusal
     (`sees_refusals` is False).
 
-    What it cannot see: what it was not trained on; that its own errors move all rates (published
-    guards are right in 80 to 95 of 100 cases); the end of an answer of more than 512 tokens.
+    What it cannot see: what it was not trained on; that its own errors move all rates; the end of
+    an answer of more than 512 tokens.
 
     Args:
         name: Name of the preset, one of `GUARDS`.
