@@ -185,6 +185,22 @@ def test_of_several_draws_one_that_complies_is_an_attack_that_succeeded(loaded):
     }  # fmt: skip
 
 
+def test_a_judge_that_sees_no_refusals_says_nothing_of_harmless_prompts(loaded):
+    class Guard:
+        name = "guard"
+        sees_refusals = False
+
+        def verdicts(self, prompts, answers):
+            return [Verdict("refused", "safe") for _ in answers]
+
+    suites = [replace(each, prompts=each.prompts[:2]) for each in embedded.suites()]
+    found = audit(*loaded, suites, judges=["keywords", Guard()], max_new_tokens=12)
+    rates = {(row["kind"], row["judge"], row["metric"]): row["rate"] for row in found.rows()}
+    assert rates["harmless", "guard", "over_refusal_rate"] is None
+    assert rates["harmless", "keywords", "over_refusal_rate"] == 0.0
+    assert rates["harmful", "guard", "refusal_rate"] == 1.0
+
+
 def test_cut_answers_are_told_and_whole_ones_are_not(loaded):
     suite = replace(embedded.suites()[0], prompts=embedded.suites()[0].prompts[:4])
     short = audit(*loaded, [suite], max_new_tokens=2)

@@ -81,7 +81,10 @@ def test_audit_writes_answers_and_rates_and_compares(tmp_path):
     assert found["comparisons"][0]["difference"] > 0.9
     lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
     assert len(lines) == 24
-    assert set(json.loads(lines[0])) == {"suite", "id", "prompt", "answer", "outcome", "reason"}
+    assert set(json.loads(lines[0])) == {
+        "suite", "id", "condition", "draw", "category", "prompt", "answer", "truncated", "outcome",
+        "reason", "verdicts",
+    }  # fmt: skip
 
 
 def test_audit_refuses_what_it_cannot_read(tmp_path):

@@ -196,8 +196,9 @@ def audit(
                 model, output, adapter=adapter, against=against, suites=suite or (),
                 backend=backend, held_out=held_out, with_drift=drift, lm_eval=lm_eval or (),
                 gates=require or (), progress=say, judges=judge or ("keywords",),
-                conditions=condition or ("plain",), metric=metric, by_category=by_category, max_new_tokens=max_new_tokens,
-                batch_size=batch_size, system_prompt=system_prompt, seed=seed,
+                conditions=condition or ("plain",), metric=metric, by_category=by_category,
+                max_new_tokens=max_new_tokens, batch_size=batch_size, system_prompt=system_prompt,
+                seed=seed,
             )  # fmt: skip
         if as_json:
             print_json(found)
