@@ -122,7 +122,7 @@ def clustered_rate(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Ra
         InputError: If the lengths differ.
 
     Source:
-        Variance: Cochran 1977, "Sampling Techniques", section 11.8 with the factor C / (C - 1).
+        Variance: Cochran 1977, "Sampling Techniques", chapter 9A.
         Effective sample size in Wilson's interval: Korn and Graubard 1998; Franco et al. 2019,
         "Comparative study of confidence intervals for proportions in complex sample surveys".
 
