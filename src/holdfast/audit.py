@@ -467,7 +467,7 @@ def audit(
     if not judging or not asked:
         raise InputError("`judges` and `conditions` must each name one at least.")
     config = getattr(model, "config", None)
-    name = name or getattr(config, "_name_or_path", "") or type(model).__name__
+    called = name or getattr(config, "_name_or_path", "") or type(model).__name__
 
     questions = [
         _Question(suite, place, condition, draw)
@@ -485,7 +485,7 @@ def audit(
         "backend": type(backend).__name__.lower() if backend else "transformers",
     }
     birth = fingerprint([
-        name, str(adapter), weights, str(seed), str(tokenizer.chat_template),
+        called, str(adapter), weights, str(seed), str(tokenizer.chat_template),
         json.dumps(settings, sort_keys=True), *(suite.name + suite.sha256 for suite in suites),
     ])  # fmt: skip
     store = _Store(None if folder is None else Path(folder), birth)
@@ -510,7 +510,7 @@ def audit(
         if _REFUSAL_MASS in judges and suite.kind != "task"
     ]  # fmt: skip
     return Audit(
-        model=name,
+        model=called,
         adapter=adapter,
         seed=seed,
         judges=tuple(each.name for each in judging),

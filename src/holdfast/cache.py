@@ -108,7 +108,9 @@ class Pass(NamedTuple):
     batch_size: int
     device: torch.device
     autocast: Callable[[], contextlib.AbstractContextManager[Any]]
-    advance: Callable[[int], None]
+    """As training does."""
+
+    advance: Callable[[int], Any]
     """Called with the number of rows done since the last call."""
 
 

@@ -253,7 +253,7 @@ class STRMixin(_Host):
                     reference=live, model=model, dataset=rows, collate=collate,
                     held=self._held, num_safety=len(self.safety_tokens),
                     batch_size=self.args.per_device_eval_batch_size, device=self.args.device,
-                    autocast=self.accelerator.autocast, advance=bar.update,
+                    autocast=lambda: self.accelerator.autocast(), advance=bar.update,
                 )  # fmt: skip
                 caches.append(
                     cache.build(
