@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from holdfast import InputError
+from holdfast import InputError, capture
 from holdfast.capture import check_capture, install, log_normaliser, processing_of, project
 
 SMALL = {
@@ -174,3 +174,17 @@ def test_the_head_gets_its_gradient_through_safety_rows_only():
     model(**inputs, safety_positions=positions).safety_logits.square().sum().backward()
     rows = model.get_output_embeddings().weight.grad.abs().sum(-1) > 0
     assert rows.nonzero().flatten().tolist() == IDS.tolist()
+
+
+def test_the_projection_in_chunks_is_that_of_all_positions(monkeypatch):
+    hidden = torch.randn(23, 8, requires_grad=True)
+    weight, ids = torch.randn(40, 8), torch.tensor([3, 5, 39])
+    plain = capture.Processing(1.0, None)
+    whole = capture.project(hidden, weight, None, ids, plain)
+    (expected,) = torch.autograd.grad(whole.square().sum(), hidden)
+    monkeypatch.setattr(capture, "_CHUNK_HIDDEN", 40)
+    parts = capture.project(hidden, weight, None, ids, plain)
+    (found,) = torch.autograd.grad(parts.square().sum(), hidden)
+    assert torch.allclose(parts, whole, atol=1e-6)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert capture.project(hidden[:0], weight, None, ids, plain).shape == (0, 3)

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _INSTALLED = "_holdfast_capture"
 # 128 MiB of float32 logits at a time, and as much again in the backward pass.
 _CHUNK_ELEMENTS = 1 << 25
+# 16 MiB of float32 hidden states at a time.
+_CHUNK_HIDDEN = 1 << 22
 _NOT_FOR_BACKBONE = ("labels", "shift_labels", "num_items_in_batch", "fused_lm_head")
 
 
@@ -98,7 +100,10 @@ def project(
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = hidden.to(dtype) @ weight[ids].to(dtype).T
+        rows = weight[ids].to(dtype).T
+        # Some positions at a time: a float32 copy of all hidden states is twice what they take.
+        size = max(1, _CHUNK_HIDDEN // hidden.shape[1])
+        logits = torch.cat([chunk.to(dtype) @ rows for chunk in hidden.split(size)])
         if bias is not None:
             logits = logits + bias[ids].to(dtype)
         return _processed(logits, processing)

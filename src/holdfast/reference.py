@@ -286,7 +286,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(_base_weights(capture.base_of(model)).items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
