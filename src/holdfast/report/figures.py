@@ -59,7 +59,7 @@ _INK = "#1c1c1f"
 # Points, like all sizes here. This wide, letters of 10 points are read well on a phone's screen,
 # where the figure fills the width.
 _WIDTH = 380
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _INK,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -213,7 +213,7 @@ def _rates(runs: Sequence[Run]) -> Iterator[Drawing]:
         "rates",
         "Rates with their intervals",
         "Each point is the rate of one model on one suite; the bar is its 95 % Wilson interval. "
-        "Where two bars do not overlap, the models differ.",
+        "Where two bars do not overlap, the models differ by more than chance.",
         f"Rates of {_names(runs)} on each suite with their intervals; the table has the numbers.",
         figure,
     )
