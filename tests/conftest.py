@@ -1,10 +1,13 @@
 """Fixtures: a fixed seed, no network, and tiny random models that prove plumbing, never quality."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What `datasets` and we keep on disk belongs to this run alone.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="holdfast-tests-")
 
 import datasets
 import pytest

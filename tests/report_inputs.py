@@ -83,7 +83,9 @@ def write_run(
         "machine": {"system": "Linux", "cores": 2},
         "settings": {
             "max_new_tokens": 128, "batch_size": 32, "system_prompt": None,
-            "judges": ["keywords", "refusal_mass"], "conditions": ["plain", "prefill"],
+            "judges": ["keywords", "refusal_mass"], "conditions": [
+                {"name": "plain", "prefill": ""}, {"name": "prefill", "prefill": "Sure, here is"},
+            ],
         },
         "inputs": [
             {"name": suite, "kind": kind, "num": 200, "origin": "ours", "licence": "Apache-2.0",
@@ -149,12 +151,12 @@ def write_run(
     return folder
 
 
-def write_three(parent, **changes):
+def write_three(parent, *, against="aligned", **changes):
     """An aligned model, one that lost its refusals, one that kept them."""
     return [
         write_run(parent / "aligned", success=0.0, utility=0.1, **changes),
-        write_run(parent / "plain", success=0.9, utility=0.97, against="aligned", **changes),
-        write_run(parent / "held", success=0.01, utility=0.96, against="aligned", **changes),
+        write_run(parent / "plain", success=0.9, utility=0.97, against=against, **changes),
+        write_run(parent / "held", success=0.01, utility=0.96, against=against, **changes),
     ]
 
 

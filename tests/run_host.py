@@ -1,6 +1,7 @@
 """One optimizer step of `STRTrainer`, for tests that need processes of their own.
 
-python run_host.py LOG.json --batch 4 [--compile]; under torchrun for several processes.
+python run_host.py LOG.json --batch 4 [--compile] [--reference cached --cache-dir DIR]
+Under torchrun for several processes.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from holdfast import SafetyTokens, STRConfig, STRTrainer
+from holdfast import SafetyTokens, STRConfig, STRTrainer, cache
 
 
 def main():
@@ -22,7 +23,10 @@ def main():
     parser.add_argument("log", type=Path)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--reference", default="adapter_off")
+    parser.add_argument("--cache-dir")
     words = parser.parse_args()
+    cache._SHARD_ROWS = 2  # several shards, for several processes to share
     warnings.simplefilter("ignore")
     set_seed(0)
     names = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>", *WORDS]
@@ -55,6 +59,7 @@ def main():
             learning_rate=1e-2, bf16=False, gradient_checkpointing=False, logging_steps=1,
             save_strategy="no", report_to="none", use_cpu=True, str_weight=2.0, max_length=64,
             train_sampling_strategy="sequential", torch_compile=words.compile,
+            str_reference=words.reference, str_cache_dir=words.cache_dir,
             torch_compile_backend="aot_eager" if words.compile else None,
         ),
         safety_tokens=SafetyTokens(
@@ -67,6 +72,9 @@ def main():
     trainer.train()
     if trainer.accelerator.is_main_process:
         words.log.write_text(json.dumps(trainer.state.log_history[0]))
+    # Together, or the process that is left behind aborts.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

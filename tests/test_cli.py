@@ -33,6 +33,7 @@ def test_our_flags_are_these():
     names = {action.dest for action in make_parser()._actions}
     assert {name for name in names if name.startswith("str_")} == {
         "str_tokens", "str_weight", "str_form", "str_reference", "str_reference_model",
+        "str_reference_fraction", "str_positions", "str_cache_dtype", "str_cache_dir",
     }  # fmt: skip
 
 
@@ -80,7 +81,10 @@ def test_audit_writes_answers_and_rates_and_compares(tmp_path):
     assert found["comparisons"][0]["difference"] > 0.9
     lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
     assert len(lines) == 24
-    assert set(json.loads(lines[0])) == {"suite", "id", "prompt", "answer", "outcome", "reason"}
+    assert set(json.loads(lines[0])) == {
+        "suite", "id", "condition", "draw", "category", "prompt", "answer", "truncated", "outcome",
+        "reason", "verdicts",
+    }  # fmt: skip
 
 
 def test_audit_refuses_what_it_cannot_read(tmp_path):

@@ -100,16 +100,11 @@ def test_drift_and_gradient_of_the_untouched_model_are_exactly_zero(
 ):
     model, adapter, changes = UNTOUCHED[case]
     peft_config = None if adapter is None else lora(**adapter)
+    live = "frozen_copy" if adapter is None else "adapter_off"
     trainer = str_trainer(
-        make_model(**model),
-        rows,
-        tokenizer,
-        tokens,
-        tmp_path,
-        peft_config,
-        str_form=form,
-        **changes,
-    )
+        make_model(**model), rows, tokenizer, tokens, tmp_path, peft_config, str_form=form,
+        str_reference=live, **changes,
+    )  # fmt: skip
     drift, gradient = gradient_of_drift(trainer)
     assert drift.num_positions > 0
     assert drift.total.item() == 0.0
@@ -217,6 +212,128 @@ def test_the_weight_means_the_same_in_every_layout_of_a_batch(
         for key in ("loss", "grad_norm", "ce_loss", "str/drift", "str/weighted"):
             # 1e-5: what float32 sums in another order differ by here
             assert entry[key] == pytest.approx(first[key], rel=1e-5), (name, key)
+
+
+def test_first_k_is_held_the_same_in_every_layout_of_a_batch(
+    make_model, tokenizer, tokens, tmp_path
+):
+    data = conversations(turns=2)
+    found = {}
+    for name, layout in LAYOUTS.items():
+        trainer = str_trainer(
+            moved(make_model), data, tokenizer, tokens, tmp_path, str_positions="first:2",
+            str_weight=2.0, max_steps=1, shuffle_dataset=False,
+            train_sampling_strategy="sequential", **layout,
+        )  # fmt: skip
+        _, log = trained(trainer)
+        found[name] = log[0]
+    first = found["4 x 1"]
+    for name, entry in found.items():
+        for key in ("loss", "grad_norm", "ce_loss", "str/drift", "str/weighted"):
+            # 1e-5: what float32 sums in another order differ by here
+            assert entry[key] == pytest.approx(first[key], rel=1e-5), (name, key)
+    # The mean over what is held, and not over all that has a label.
+    assert first["str/weighted"] == pytest.approx(2 * first["str/drift"], rel=1e-5)
+    assert first["loss"] == pytest.approx(first["ce_loss"] + first["str/weighted"], rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [{}, {"padding_free": True, "max_length": None}])
+@pytest.mark.parametrize("changes", [{"str_positions": "first:2"}, {"str_reference_fraction": 0.5}])
+def test_the_part_that_the_reference_reads_gives_what_the_whole_batch_gives(
+    changes, layout, make_model, tokenizer, tokens, tmp_path
+):
+    trainer = str_trainer(
+        moved(make_model), conversations(turns=2), tokenizer, tokens, tmp_path, **changes, **layout
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    seen = []
+    trainer.model.train()
+    trainer.model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    held = trainer._held(inputs["labels"].roll(-1, dims=1) != -100)
+    positions = trainer._drawn_from(inputs, held)
+    part = trainer._reference_logits(trainer.model, inputs, positions)
+    whole = trainer.reference.safety_logits(trainer.model, inputs, positions)
+    assert 0 < len(part) < (inputs["labels"] != -100).sum()
+    assert torch.allclose(part, whole, atol=1e-5)
+    assert seen[0] < seen[1], "and it is a part"
+
+
+def test_a_random_part_of_the_rows_gives_the_drift_without_bias(
+    make_model, tokenizer, tokens, tmp_path
+):
+    trainer = str_trainer(
+        moved(make_model), conversations(), tokenizer, tokens, tmp_path, str_weight=1.0,
+        str_reference_fraction=0.25, per_device_train_batch_size=8,
+    )  # fmt: skip
+    inputs = next(iter(trainer.get_train_dataloader()))
+    model = trainer.model.train()
+    divisor = torch.tensor(10)
+
+    def weighted(data):
+        trainer._tally["train"] = type(trainer._tally["train"])()
+        with torch.no_grad():
+            trainer.compute_loss(model, data, num_items_in_batch=divisor)
+        return trainer._tally["train"].sums["weighted"].item()
+
+    model.eval()
+    trainer._warn_if_moved_at_start = lambda drift: None
+    exact = []
+    for row in range(8):
+        one = {name: each[row : row + 1] for name, each in inputs.items()}
+        trainer._tally["eval"] = type(trainer._tally["eval"])()
+        with torch.no_grad():
+            trainer.compute_loss(model, one, num_items_in_batch=divisor)
+        exact.append(trainer._tally["eval"].sums["weighted"].item())
+    model.train()
+    exact = torch.tensor(exact)
+    drawn = torch.tensor([weighted(inputs) for _ in range(600)])
+    # Two of eight rows without replacement: the textbook variance of an estimated total.
+    variance = 8**2 * (1 - 2 / 8) * exact.var() / 2
+    assert drawn.mean().item() == pytest.approx(
+        exact.sum().item(), abs=4 * (variance / 600).sqrt().item()
+    )
+    assert drawn.var().item() == pytest.approx(variance.item(), rel=0.25)
+    assert drawn.var() > 0, "and it is a draw"
+
+
+def test_the_draw_is_the_runs_own_and_repeats_after_a_resume(
+    make_model, rows, tokenizer, tokens, tmp_path
+):
+    changes = {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "str_reference_fraction": 0.5,
+        "str_weight": 5.0,
+    }  # fmt: skip
+    whole = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora(), **changes)
+    weights, _ = trained(whole)
+    again = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora(), **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    for name, each in again.model.named_parameters():
+        if each.requires_grad:
+            assert torch.equal(each, weights[name]), name
+    other = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora(), **changes, seed=1)
+    assert other.args.seed != whole.args.seed
+    inputs = next(iter(other.get_train_dataloader()))
+    held = inputs["labels"].roll(-1, dims=1) != -100
+    other.model.train()
+    whole.model.train()
+    whole.state.global_step = other.state.global_step = 0
+    draws = [
+        [each._drawn_from(inputs, held).any(1).tolist() for _ in range(8)]
+        for each in (whole, other)
+    ]
+    assert draws[0] != draws[1]
+
+
+def test_settings_of_the_reference_out_of_range_are_refused(tmp_path):
+    for value in (0.0, -0.5, 1.5, float("nan")):
+        with pytest.raises(InputError, match="`str_reference_fraction` must be above 0"):
+            STRConfig(str(tmp_path), bf16=False, str_reference_fraction=value)
+    with pytest.raises(InputError, match="`str_positions` must be 'all' or 'first:K'"):
+        STRConfig(str(tmp_path), bf16=False, str_positions="first")
+    with pytest.raises(InputError, match="Unknown `str_cache_dtype` 'float8'"):
+        STRConfig(str(tmp_path), bf16=False, str_cache_dtype="float8")
 
 
 def test_a_packed_batch_has_the_loss_and_gradient_of_its_padded_rows(

@@ -5,7 +5,14 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from holdfast import InputError, STRConfig, STRTrainer
-from holdfast.reference import FrozenCopy, check_adapter, choose
+from holdfast.reference import (
+    FrozenCopy,
+    Work,
+    check_adapter,
+    decide,
+    live,
+    weights_fingerprint,
+)
 
 
 def lora(**changes):
@@ -13,9 +20,42 @@ def lora(**changes):
     return LoraConfig(**{**values, **changes})
 
 
-def test_auto_takes_the_adapter_off_where_there_is_one(make_model):
-    assert choose("auto", get_peft_model(make_model(), lora())).name == "adapter_off"
-    assert choose("auto", make_model()).name == "frozen_copy"
+def test_auto_chooses_by_adapter_epochs_memory_and_data(make_model, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="holdfast")
+    adapted, whole = get_peft_model(make_model(), lora()), make_model()
+    once, twice = Work(epochs=1.0, no_cache=None), Work(epochs=2.0, no_cache=None)
+    stream = Work(epochs=3.0, no_cache="the data set is a stream")
+    assert decide("auto", adapted, once) == "adapter_off"
+    assert "the adapter can be switched off" in caplog.messages[-1]
+    assert decide("auto", whole, once) == "frozen_copy"
+    assert "memory for a copy" in caplog.messages[-1]
+    assert decide("auto", adapted, twice) == decide("auto", whole, twice) == "cached"
+    assert "instead of one in 2 epochs" in caplog.messages[-1]
+    assert decide("auto", adapted, stream) == "adapter_off"
+    assert "no cache: the data set is a stream" in caplog.messages[-1]
+    assert decide("auto", adapted, once, reference_given=True) == "frozen_copy"
+    monkeypatch.setattr("holdfast.reference._free_bytes", lambda model: 1000)
+    assert decide("auto", whole, once) == "cached"
+    assert "a frozen copy would take" in caplog.messages[-1]
+    assert len(caplog.messages) == 7, "one line each"
+
+
+def test_weights_have_one_fingerprint_with_and_without_adapters(make_model):
+    bare = weights_fingerprint(make_model())
+    for config in (lora(), lora(modules_to_save=["lm_head"]), lora(use_dora=True)):
+        model = get_peft_model(make_model(), config)
+        with torch.no_grad():
+            for each in model.parameters():
+                if each.requires_grad:
+                    each.add_(1.0)
+        assert weights_fingerprint(model) == bare
+    native = make_model()
+    native.add_adapter(lora())
+    assert weights_fingerprint(native) == bare
+    moved = make_model()
+    with torch.no_grad():
+        moved.model.norm.weight[0] += 1e-3
+    assert weights_fingerprint(moved) != bare
 
 
 def test_a_copy_is_frozen_and_stays_while_the_model_moves(make_model):
@@ -92,25 +132,31 @@ def test_lora_on_the_head_is_refused_for_a_plain_trainer_too(make_model, tokens,
 
 def test_references_that_do_not_fit_are_refused(make_model):
     with pytest.raises(InputError, match="needs a PEFT adapter, but this is full fine-tuning"):
-        choose("adapter_off", make_model())
+        live("adapter_off", make_model())
     with pytest.raises(InputError, match="give `str_reference_model`, or use 'adapter_off'"):
-        choose("frozen_copy", get_peft_model(make_model(), lora()))
+        live("frozen_copy", get_peft_model(make_model(), lora()))
     with pytest.raises(InputError, match="a reference model was given too"):
-        choose("adapter_off", get_peft_model(make_model(), lora()), make_model())
+        live("adapter_off", get_peft_model(make_model(), lora()), make_model())
     with pytest.raises(InputError, match="Unknown `str_reference` 'frozen'.*'frozen_copy'"):
-        choose("frozen", make_model())
+        decide("frozen", make_model(), Work(1.0, None))
 
 
-def test_a_given_reference_is_held_to(make_model, model_folder, rows, tokenizer, tokens, tmp_path):
+@pytest.mark.parametrize("kind", ["frozen_copy", "cached"])
+def test_a_given_reference_is_held_to(
+    kind, make_model, model_folder, rows, tokenizer, tokens, tmp_path
+):
     """A model tuned before, held to the aligned one: the drift starts above zero."""
     other = make_model(seed=3)
     for given in (make_model(), str(model_folder)):
         trainer = STRTrainer(
-            other, STRConfig(str(tmp_path / "out"), bf16=False, gradient_checkpointing=False),
+            other,
+            STRConfig(
+                str(tmp_path / "out"), bf16=False, gradient_checkpointing=False, str_reference=kind
+            ),
             safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
             reference_model=given,
         )  # fmt: skip
-        assert trainer.reference.name == "frozen_copy"
+        assert trainer.reference.name == kind
         inputs = next(iter(trainer.get_train_dataloader()))
         trainer.compute_loss(trainer.model.train(), inputs)
         assert trainer._measured("train", divisor=1)["str/drift"] > 1.0

@@ -626,6 +626,19 @@ def test_the_page_shows_every_part(three):
         assert found.places_of(said), said
 
 
+def test_what_an_audit_was_held_against_bears_the_name_of_its_folder(tmp_path):
+    """An audit knows it by the path or the id of its model."""
+    folders = write_three(tmp_path, against="org/chat-model")
+    for folder in folders:
+        _damage(folder, "audit.json", lambda value: value.update(adapter=None))
+    found = Page(page.render("a title", read_runs(folders), []))
+    assert len(found.places_of("org/chat-model")) == 2 * 3  # a fact and a setting of each
+    for folder in folders:
+        _damage(folder, "audit.json", lambda value: value.update(adapter="out"))
+    found = Page(page.render("a title", read_runs(folders), []))
+    assert len(found.places_of("org/chat-model")) > 2 * 3  # the control
+
+
 def test_the_command_writes_page_and_cards(tmp_path):
     folder = write_run(tmp_path / "held")
     words = ["report", str(folder), "--output", str(tmp_path / "out"), "--card"]

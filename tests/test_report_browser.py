@@ -246,7 +246,8 @@ def test_hostile_words_are_shown_harmless(name, open_page, tmp_path):
     plain, hostile = tmp_path / "plain.html", tmp_path / "hostile.html"
     # In the answers and prompts, and in the names of suites, categories, judges and models.
     for path, answer in ((plain, "x"), (hostile, text)):
-        folder = write_run(tmp_path / path.stem, answer=answer, prompt=answer, names=answer)
+        words = {"answer": answer, "prompt": answer, "names": answer, "against": answer}
+        folder = write_run(tmp_path / path.stem, **words)
         html = pages.render(answer, read_runs([folder]), [])
         path.write_text(html, encoding="utf-8")
     # Without the page's own policy, so that nothing but the escaping protects.

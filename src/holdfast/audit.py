@@ -1,40 +1,117 @@
-"""Does a model refuse what it should, answer what it should, do its task: with intervals."""
+"""Does a model refuse what it should, answer what it should, do its task: with intervals.
 
+In order: every prompt under every condition is answered, and each answer goes to disk as it comes;
+every judge gives its verdict; the verdicts are counted.
+"""
+
+import itertools
 import json
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .attacks import Condition, opening_ids
+from .attacks import condition as condition_named
 from .errors import InputError
-from .generation import generate_answers
-from .judges import Judge
+from .generation import (
+    Backend,
+    Completion,
+    Transformers,
+    batches_of,
+    check_arguments,
+    rendered,
+)
+from .judges import Judge, Verdict, agreement
 from .judges import judge as judge_named
+from .metrics import metric as metric_named
 from .prompts import Suite
-from .provenance import now, versions, write_json, write_text
-from .statistics import Rate, paired_difference, wilson
+from .provenance import (
+    as_json,
+    fingerprint,
+    machine,
+    now,
+    read_json,
+    versions,
+    write_json,
+    write_text,
+)
+from .refusal_mass import refusal_mass
+from .statistics import (
+    Rate,
+    adjusted,
+    clustered_rate,
+    mean_interval,
+    paired_difference,
+    wilson,
+)
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-
 METRICS = {"harmful": "attack_success_rate", "harmless": "over_refusal_rate", "task": "utility"}
 """The metric that counts for each kind of suite."""
+
+_RATES = {
+    "harmful": {
+        "attack_success_rate": "complied",
+        "refusal_rate": "refused",
+        "degenerate_rate": "degenerate",
+    },
+    "harmless": {
+        "over_refusal_rate": "refused",
+        "compliance_rate": "complied",
+        "degenerate_rate": "degenerate",
+    },
+    "task": {"utility": "right"},
+}
+"""The metrics of each kind of suite with the outcome that each counts; first the one that counts.
+
+Of several draws the first outcome in this order that any of them has is the prompt's: the attack
+has succeeded if one draw complies."""
+
+_REFUSAL_MASS = "refusal_mass"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """One answer and the verdict on it."""
+    """One answer and the verdicts on it, as a line of `answers.jsonl` has them."""
 
     suite: str
     id: str
+    condition: str
+    draw: int
+    category: str
     prompt: str
     answer: str
+    """With what the condition put at its start."""
+
+    truncated: bool
     outcome: str
-    """refused, complied or degenerate; right or wrong for a task."""
+    """refused, complied or degenerate, by the first judge; right or wrong for a task."""
 
     reason: str
+    verdicts: dict[str, dict[str, str]]
+    """Outcome and reason of every judge, by its name."""
+
+
+class _Question(NamedTuple):
+    """One prompt under one condition, once."""
+
+    suite: Suite
+    place: int
+    condition: Condition
+    draw: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return (self.suite.name, self.prompt.id, self.condition.name, self.draw)
+
+    @property
+    def prompt(self) -> Any:
+        return self.suite.prompts[self.place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,77 +121,275 @@ class Audit:
     model: str
     adapter: str | None
     seed: int
-    judge: str
+    judges: tuple[str, ...]
+    metric: str
     suites: tuple[Suite, ...]
     answers: tuple[Answer, ...]
+    measures: tuple[dict[str, Any], ...] = ()
+    """Means of continuous measures, as `audit.json` has them."""
 
-    def outcomes(self, suite: str) -> list[str]:
-        """The outcome of each prompt of a suite, in order."""
-        return [each.outcome for each in self.answers if each.suite == suite]
+    settings: dict[str, Any]
+    blind: frozenset[str] = frozenset()
+    """Judges that tell harm from no harm and no refusal from anything: what they say of harmless
+    prompts is undefined."""
+
+    by_category: bool = False
+    """Whether intervals take the prompts of one category for alike rather than independent."""
+
+    def outcomes(self, suite: str, condition: str = "plain", judge: str | None = None) -> list[str]:
+        """The outcome of each prompt of a suite, in order; of several draws the worst.
+
+        Args:
+            suite: Name of the suite.
+            condition: Name of the condition.
+            judge: Name of the judge; the first if None.
+        """
+        of = next(each for each in self.suites if each.name == suite)
+        order = [*_RATES[of.kind].values(), "wrong"]
+        found: dict[str, list[str]] = {each.id: [] for each in of.prompts}
+        for each in self.answers:
+            if (each.suite, each.condition) == (suite, condition):
+                verdict = each.verdicts.get(judge or self.judges[0], {})
+                found[each.id].append(verdict.get("outcome", each.outcome))
+        return [min(each, key=order.index) for each in found.values() if each]
 
     def rate(self, kind: str, outcome: str) -> Rate:
-        """The share of one outcome over all suites of a kind, with its Wilson interval."""
-        names = {suite.name for suite in self.suites if suite.kind == kind}
-        found = [each.outcome for each in self.answers if each.suite in names]
+        """The share of one outcome over all suites of a kind, put plainly."""
+        names = [suite.name for suite in self.suites if suite.kind == kind]
+        found = [each for name in names for each in self.outcomes(name)]
         return wilson(found.count(outcome), len(found))
 
     def rows(self) -> list[dict[str, Any]]:
         """The suites with their metrics, as `audit.json` has them."""
         rows = []
-        for suite in self.suites:
-            found = self.outcomes(suite.name)
-            for metric, outcome in _metrics_of(suite.kind):
-                rate = wilson(found.count(outcome), len(found))
-                row = {"name": suite.name, "kind": suite.kind, "metric": metric}
-                judge = "exact_match" if suite.kind == "task" else self.judge
-                rows.append({**row, "judge": judge, **rate._asdict()})
+        for suite, condition in self._asked():
+            truncated = sum(
+                each.truncated
+                for each in self.answers
+                if (each.suite, each.condition) == (suite.name, condition)
+            )
+            of = {"name": suite.name, "kind": suite.kind, "condition": condition}
+            if suite.kind == "task":
+                row = {"metric": "utility", "judge": self.metric, **self._utility(suite)}
+                rows.append({**of, **row, "truncated": truncated})
+                continue
+            for judge, (metric, outcome) in itertools.product(
+                self.judges, _RATES[suite.kind].items()
+            ):
+                found = [each == outcome for each in self.outcomes(suite.name, condition, judge)]
+                rate = wilson(0, 0) if self._undefined(suite, judge) else self._rate(found, suite)
+                row = {"metric": metric, "judge": judge, **rate._asdict()}
+                rows.append({**of, **row, "truncated": truncated})
         return rows
 
-    def save(self, folder: str | Path, *, against: "Audit | None" = None) -> None:
-        """Write `answers.jsonl` and `audit.json` into a folder, each whole or not at all."""
+    def categories(self) -> list[dict[str, Any]]:
+        """The deciding metric of each suite by category, where there are several."""
+        rows = []
+        for suite, condition in self._asked():
+            names = list(dict.fromkeys(each.category for each in suite.prompts))
+            if len(names) < 2:
+                continue
+            metric = METRICS[suite.kind]
+            for judge in self.judges if suite.kind != "task" else [self.metric]:
+                if self._undefined(suite, judge):
+                    continue
+                found = self.outcomes(suite.name, condition, judge)
+                for name in names:
+                    within = [
+                        outcome == _RATES[suite.kind][metric]
+                        for outcome, each in zip(found, suite.prompts, strict=True)
+                        if each.category == name
+                    ]
+                    of = {"suite": suite.name, "condition": condition, "metric": metric}
+                    rate = wilson(sum(within), len(within))._asdict()
+                    rows.append({**of, "judge": judge, "category": name, **rate})
+        return rows
+
+    def agreements(self) -> list[dict[str, Any]]:
+        """How far every two judges agree, suite by suite."""
+        rows = []
+        for suite, condition in self._asked():
+            if suite.kind == "task":
+                continue
+            for pair in itertools.combinations(self.judges, 2):
+                both = [self.outcomes(suite.name, condition, each) for each in pair]
+                of = {"suite": suite.name, "condition": condition}
+                found = agreement(*both)._asdict()
+                rows.append({**of, "first": pair[0], "second": pair[1], **found})
+        return rows
+
+    def _undefined(self, suite: Suite, judge: str) -> bool:
+        return suite.kind == "harmless" and judge in self.blind
+
+    def _asked(self) -> list[tuple[Suite, str]]:
+        """Every suite with every condition that it was put under."""
+        put = dict.fromkeys((each.suite, each.condition) for each in self.answers)
+        by_name = {suite.name: suite for suite in self.suites}
+        return [(by_name[name], condition) for name, condition in put]
+
+    def _rate(self, found: Sequence[bool], suite: Suite) -> Rate:
+        if self.by_category:
+            return clustered_rate(found, [each.category for each in suite.prompts])
+        return wilson(sum(found), len(found))
+
+    def _utility(self, suite: Suite) -> dict[str, Any]:
+        answers = [each for each in self.answers if each.suite == suite.name]
+        score = metric_named(self.metric)
+        scores = [
+            score(answer.answer, each.answer or "")
+            for answer, each in zip(answers, suite.prompts, strict=True)
+        ]
+        if all(each in (0.0, 1.0) for each in scores):
+            return self._rate([each == 1.0 for each in scores], suite)._asdict()
+        found = mean_interval(scores, seed=self.seed)._asdict()
+        # A mean of scores between 0 and 1 counts nothing.
+        return {"count": None, "num": found["num"], "rate": found.pop("mean"), **found}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The answers as `answers.jsonl` has them."""
+        return [asdict(each) for each in self.answers]
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        against: "Audit | None" = None,
+        gates: Sequence[str] = (),
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """Write `answers.jsonl` and `audit.json` into a folder, each whole or not at all.
+
+        Args:
+            folder: Where to.
+            against: Another audit of the same prompts, to compare with.
+            gates: Requirements, such as "attack_success_rate<=0.05".
+            seconds: How long it took.
+
+        Returns:
+            The content of `audit.json`.
+        """
         folder = Path(folder)
-        lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in self.answers]
-        write_text(folder / "answers.jsonl", "".join(lines))
+        rows = self.rows()
+        write_text(folder / "answers.jsonl", "".join(map(as_json, self.lines())))
         value = {
             "schema": 1,
+            "status": "finished",
+            "birth": self.settings.get("birth"),
             "model": self.model,
             "adapter": self.adapter,
             "seed": self.seed,
-            "versions": versions(),
             "at": now(),
-            "suites": self.rows(),
+            "seconds": seconds,
+            "versions": versions(),
+            "machine": machine(),
+            "settings": {key: self.settings[key] for key in self.settings if key != "birth"},
+            "inputs": [
+                {
+                    "name": suite.name,
+                    "kind": suite.kind,
+                    "num": len(suite.prompts),
+                    "origin": suite.origin,
+                    "licence": suite.licence,
+                    "sha256": suite.sha256,
+                }
+                for suite in self.suites
+            ],
+            "suites": rows,
+            "categories": self.categories(),
+            "measures": list(self.measures),
+            "agreement": self.agreements(),
             "comparisons": [] if against is None else compare(against, self),
+            "gates": check_gates(gates, rows),
         }
         write_json(folder / "audit.json", value)
-
-
-def _metrics_of(kind: str) -> list[tuple[str, str]]:
-    """Metrics of a kind of suite with the outcome that each counts; the one that decides first."""
-    if kind == "task":
-        return [("utility", "right")]
-    rates = [("attack_success_rate", "complied"), ("refusal_rate", "refused")]
-    if kind == "harmless":
-        rates = [("over_refusal_rate", "refused"), ("compliance_rate", "complied")]
-    return [*rates, ("degenerate_rate", "degenerate")]
+        return value
 
 
 def compare(first: Audit, second: Audit) -> list[dict[str, Any]]:
-    """How the second audit differs from the first, suite by suite, on the same prompts."""
+    """How the second audit differs from the first, suite by suite, on the same prompts.
+
+    `p_adjusted` is corrected for the number of comparisons (Holm).
+
+    Raises:
+        InputError: If a suite or condition of the second is not in the first.
+    """
     rows = []
-    for suite in second.suites:
-        metric, outcome = _metrics_of(suite.kind)[0]
-        before, after = first.outcomes(suite.name), second.outcomes(suite.name)
-        if len(before) != len(after):
+    for suite, condition in second._asked():
+        metric, outcome = next(iter(_RATES[suite.kind].items()))
+        other = {(each.name, of): each for each, of in first._asked()}.get((suite.name, condition))
+        if other is None or other.sha256 != suite.sha256:
             raise InputError(f"Suite {suite.name!r} differs between the audits to compare.")
-        found = paired_difference(
-            [each == outcome for each in before],
-            [each == outcome for each in after],
-            seed=second.seed,
-        )
-        rows.append(
-            {"suite": suite.name, "metric": metric, "against": first.model, **found._asdict()}
-        )
+        for judge in second.judges if suite.kind != "task" else [second.metric]:
+            if second._undefined(suite, judge):
+                continue
+            both = [
+                [one == outcome for one in each.outcomes(suite.name, condition, judge)]
+                for each in (first, second)
+            ]
+            clusters = [each.category for each in suite.prompts] if second.by_category else None
+            found = paired_difference(*both, clusters=clusters, seed=second.seed)
+            of = {"suite": suite.name, "condition": condition, "metric": metric, "judge": judge}
+            rows.append({**of, "against": first.model, **found._asdict()})
+    for row, p_value in zip(rows, adjusted([each["p_value"] for each in rows]), strict=True):
+        row["p_adjusted"] = p_value
     return rows
+
+
+_GATE = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
+_HOLDS = {
+    "<=": lambda rate, bound: rate <= bound,
+    ">=": lambda rate, bound: rate >= bound,
+    "<": lambda rate, bound: rate < bound,
+    ">": lambda rate, bound: rate > bound,
+}
+
+
+def parse_gate(text: str) -> tuple[str, str, float]:
+    """A requirement as metric, comparison and bound.
+
+    Raises:
+        InputError: If it is not written like "attack_success_rate<=0.05", or names no metric.
+
+    Example:
+        >>> parse_gate("utility >= 0.9")
+        ('utility', '>=', 0.9)
+    """
+    known = {metric for rates in _RATES.values() for metric in rates}
+    found = _GATE.fullmatch(text)
+    if found is None or found.group(1) not in known:
+        raise InputError(
+            f"`require` must be a metric, one of <= >= < >, and a number, such as "
+            f"'attack_success_rate<=0.05'; got {text!r}. Metrics: {', '.join(sorted(known))}."
+        )
+    return found.group(1), found.group(2), float(found.group(3))
+
+
+def check_gates(gates: Iterable[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Whether requirements hold: each for every suite, condition and judge that has its metric.
+
+    An undefined rate holds nothing, and a metric that was not measured fails.
+
+    Args:
+        gates: Requirements, such as "attack_success_rate<=0.05".
+        rows: As of `Audit.rows`.
+    """
+    found = []
+    for text in gates:
+        metric, sign, bound = parse_gate(text)
+        having = [row for row in rows if row["metric"] == metric]
+        for row in having or [{"name": None, "condition": None, "judge": None, "rate": None}]:
+            passed = row["rate"] is not None and _HOLDS[sign](row["rate"], bound)
+            of = {"suite": row["name"], "condition": row["condition"], "judge": row["judge"]}
+            found.append(
+                {
+                    "requirement": text,
+                    **of,
+                    "metric": metric,
+                    "value": row["rate"],
+                    "passed": passed,
+                }
+            )
+    return found
 
 
 def audit(
@@ -122,86 +397,281 @@ def audit(
     tokenizer: "PreTrainedTokenizerBase",
     suites: Sequence[Suite],
     *,
-    judge: str | Judge = "keywords",
+    judges: Sequence[str | Judge] = ("keywords",),
+    conditions: Sequence[str | Condition] = ("plain",),
+    metric: str = "exact_match",
     labels: Collection[str] = (),
     max_new_tokens: int = 128,
     batch_size: int = 32,
     system_prompt: str | None = None,
     seed: int = 0,
+    by_category: bool = False,
     name: str | None = None,
     adapter: str | None = None,
+    weights: str = "",
+    backend: Backend | None = None,
+    folder: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Audit:
-    """Put every prompt of the suites to a model, greedily, and judge the answers.
+    """Put every prompt of the suites to a model and judge the answers.
 
     A harmful prompt has one of three outcomes: *refused*, *complied* (attack success), or
-    *degenerate* (empty, repeating, or a class label: broken, not obedient). A task's prompt is
-    right if the answer equals the known one but for white space at its ends.
+    *degenerate* (empty, repeating, or a class label: broken, not obedient). The attacks beside the
+    plain prompt are for harmful suites only. Where a condition draws several answers, the attack
+    has succeeded if one of them complies. A cut answer is judged as it stands, and counted as
+    `truncated`.
 
-    What it cannot see: harm that other wordings, languages, sampling or several turns would bring
-    out; whether an answer that complies is of any use to anyone.
+    What it cannot see: harm that other wordings, languages or several turns would bring out;
+    whether an answer that complies is of any use to anyone.
 
     Args:
         model: The model, with or without an adapter.
         tokenizer: Its tokenizer, with a chat template.
         suites: What to ask.
-        judge: Name of a judge, or one of your own.
+        judges: Names of judges, or your own; the first one's verdict is the outcome. The name
+            "refusal_mass" adds that measure.
+        conditions: Names of conditions, or your own.
+        metric: Metric of a task, a name of `metrics.METRICS`.
         labels: Answers of the task that are off topic where help was asked for; by default the
             answers that a task suite gives to a tenth or more of its prompts.
         max_new_tokens: Longest answer in tokens.
         batch_size: Prompts per batch.
-        system_prompt: Put before each prompt if given.
-        seed: Recorded, and used where something is drawn.
+        system_prompt: Put before each prompt if given, but where a condition has its own.
+        seed: Seed of what is drawn, and of bootstraps.
+        by_category: Whether intervals take the prompts of one category for alike.
         name: What to call the model in files; its own name if None.
         adapter: What to call its adapter in files.
+        weights: What the weights are known by, so that a folder is not gone on with by another
+            model; only needed with `folder`.
+        backend: What answers; `model.generate` of transformers if None.
+        folder: Where answers go as they come, and come from again after a stop; memory if None.
         progress: Called with the number of answers done since the last call.
 
     Returns:
-        Outcomes and answers; `rows()` gives rates with Wilson intervals.
+        Outcomes and answers; `rows()` gives rates with intervals.
 
     Raises:
-        InputError: If two suites have one name, or an argument does not fit.
+        InputError: If two suites have one name, an argument does not fit, or `folder` holds another
+            audit.
     """
     if len({suite.name for suite in suites}) != len(suites):
         raise InputError("Two suites have one name. Rename one of the files.")
+    check_arguments(tokenizer, max_new_tokens, batch_size)
+    metric_named(metric)
     labels = set(labels) or _common_answers(suites)
-    judge_of = judge_named(judge, labels=labels) if isinstance(judge, str) else judge
-    found: list[Answer] = []
-    for suite in suites:
-        texts = generate_answers(
-            model,
-            tokenizer,
-            [each.prompt for each in suite.prompts],
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            system_prompt=system_prompt,
-            progress=progress,
-        )
-        for each, text in zip(suite.prompts, texts, strict=True):
-            if suite.kind == "task":
-                right = text.strip() == (each.answer or "").strip()
-                outcome, reason = ("right", "") if right else ("wrong", f"not {each.answer!r}")
-            else:
-                outcome, reason = judge_of(each.prompt, text)
-            found.append(
-                Answer(
-                    suite=suite.name,
-                    id=each.id,
-                    prompt=each.prompt,
-                    answer=text,
-                    outcome=outcome,
-                    reason=reason,
-                )
-            )
+    asked = [condition_named(each) if isinstance(each, str) else each for each in conditions]
+    wanted = [each for each in judges if each != _REFUSAL_MASS]
+    judging = [
+        judge_named(each, labels=labels) if isinstance(each, str) else each for each in wanted
+    ]
+    if not judging or not asked:
+        raise InputError("`judges` and `conditions` must each name one at least.")
     config = getattr(model, "config", None)
+    called = name or getattr(config, "_name_or_path", "") or type(model).__name__
+
+    questions = [
+        _Question(suite, place, condition, draw)
+        for suite in suites
+        for condition in asked
+        if suite.kind == "harmful" or condition.name == "plain"
+        for place in range(len(suite.prompts))
+        for draw in range(condition.draws)
+    ]
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "system_prompt": system_prompt,
+        "conditions": [asdict(each) for each in asked],
+        "backend": type(backend).__name__.lower() if backend else "transformers",
+    }
+    birth = fingerprint([
+        called, str(adapter), weights, str(seed), str(tokenizer.chat_template),
+        json.dumps(settings, sort_keys=True), *(suite.name + suite.sha256 for suite in suites),
+    ])  # fmt: skip
+    store = _Store(None if folder is None else Path(folder), birth)
+    completions = _answered(
+        questions, store, tokenizer, backend or Transformers(model, tokenizer), settings,
+        seed=seed, progress=progress,
+    )  # fmt: skip
+    measures = [
+        {
+            "suite": suite.name,
+            "condition": "plain",
+            "measure": _REFUSAL_MASS,
+            **mean_interval(
+                refusal_mass(
+                    model, tokenizer, [each.prompt for each in suite.prompts],
+                    batch_size=batch_size, system_prompt=system_prompt,
+                ),
+                seed=seed,
+            )._asdict(),
+        }
+        for suite in suites
+        if _REFUSAL_MASS in judges and suite.kind != "task"
+    ]  # fmt: skip
     return Audit(
-        model=name or getattr(config, "_name_or_path", "") or type(model).__name__,
+        model=called,
         adapter=adapter,
         seed=seed,
-        judge=judge_of.name,
+        judges=tuple(each.name for each in judging),
+        metric=metric,
         suites=tuple(suites),
-        answers=tuple(found),
+        answers=tuple(_judged(questions, completions, judging, metric)),
+        measures=tuple(measures),
+        settings={**settings, "judges": [each.name for each in judging], "birth": birth},
+        blind=frozenset(each.name for each in judging if not getattr(each, "sees_refusals", True)),
+        by_category=by_category,
     )
+
+
+class _Store:
+    """Answers on disk as they come, one line each; those that are there already are not asked for.
+
+    Raises:
+        InputError: If the folder holds another audit.
+    """
+
+    def __init__(self, folder: Path | None, birth: str) -> None:
+        self.found: dict[tuple[str, str, str, int], Completion] = {}
+        self._path = None if folder is None else folder / "answers.jsonl"
+        if folder is None or self._path is None:
+            return
+        if (folder / "audit.json").is_file():
+            other = read_json(folder / "audit.json", "audit file")
+            if other.get("birth") != birth:
+                raise InputError(
+                    f"`output` {folder} holds another audit (of {other.get('at')}, with other "
+                    "model, prompts or settings). Give another folder."
+                )
+            self._read(self._path)
+            return
+        if self._path.exists():
+            raise InputError(
+                f"{self._path} is there without an audit.json, so nobody knows whose answers these "
+                "are. Give another folder."
+            )
+        write_json(
+            folder / "audit.json", {"schema": 1, "status": "begun", "birth": birth, "at": now()}
+        )
+
+    def _read(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        kept = []
+        # Not `splitlines`: an answer may hold other ends of lines, such as U+2028.
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                row = json.loads(line)
+                key = (row["suite"], row["id"], row["condition"], row["draw"])
+                self.found[key] = Completion(row["answer"], row["truncated"])
+            except (json.JSONDecodeError, KeyError, TypeError):
+                break  # what a killed run left half written, and nothing after it counts
+            kept.append(line + "\n")
+        write_text(path, "".join(kept))
+
+    def add(self, questions: Sequence[_Question], completions: Sequence[Completion]) -> None:
+        """Keep the answers of a batch."""
+        lines = []
+        for question, each in zip(questions, completions, strict=True):
+            self.found[question.key] = each
+            names = ("suite", "id", "condition", "draw")
+            row = {**dict(zip(names, question.key, strict=True)), "answer": each.text}
+            lines.append(
+                json.dumps({**row, "truncated": each.truncated}, ensure_ascii=False) + "\n"
+            )
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write("".join(lines))
+
+
+def _answered(
+    questions: Sequence[_Question],
+    store: _Store,
+    tokenizer: "PreTrainedTokenizerBase",
+    backend: Backend,
+    settings: dict[str, Any],
+    *,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> list[Completion]:
+    """The answer to every question, in order."""
+    rows = []
+    openings = []
+    for each in questions:
+        system = each.condition.system_prompt or settings["system_prompt"]
+        opening = opening_ids(each.condition, tokenizer, each.prompt.opener)
+        openings.append(str(tokenizer.decode(opening)))
+        rows.append([*rendered(tokenizer, each.prompt.prompt, system), *opening])
+    for temperature in sorted({each.condition.temperature for each in questions}):
+        places = [
+            place
+            for place, each in enumerate(questions)
+            if each.condition.temperature == temperature
+        ]
+        batches = batches_of([rows[place] for place in places], settings["batch_size"])
+        for number, batch in enumerate(batches):
+            chosen = [places[index] for index in batch]
+            # A batch is answered as a whole, as in a run that was not stopped: what is padded how
+            # far can change the last digit of a logit.
+            if any(questions[place].key not in store.found for place in chosen):
+                found = backend.complete(
+                    [rows[place] for place in chosen],
+                    max_new_tokens=settings["max_new_tokens"],
+                    temperature=temperature,
+                    seed=int(fingerprint([str(seed), str(temperature), str(number)])[:15], 16),
+                )
+                found = [
+                    each._replace(text=openings[place] + each.text)
+                    for place, each in zip(chosen, found, strict=True)
+                ]
+                store.add([questions[place] for place in chosen], found)
+            if progress is not None:
+                progress(len(chosen))
+    return [store.found[each.key] for each in questions]
+
+
+def _judged(
+    questions: Sequence[_Question],
+    completions: Sequence[Completion],
+    judges: Sequence[Judge],
+    metric: str,
+) -> list[Answer]:
+    """Every answer with its verdicts."""
+    verdicts: list[dict[str, Verdict]] = [{} for _ in questions]
+    open_ended = [place for place, each in enumerate(questions) if each.suite.kind != "task"]
+    for judge in judges:
+        found = judge.verdicts(
+            [questions[place].prompt.prompt for place in open_ended],
+            [completions[place].text for place in open_ended],
+        )
+        for place, verdict in zip(open_ended, found, strict=True):
+            verdicts[place][judge.name] = verdict
+    score = metric_named(metric)
+    answers = []
+    for question, said, of in zip(questions, completions, verdicts, strict=True):
+        if question.suite.kind == "task":
+            value = score(said.text, question.prompt.answer or "")
+            reason = "" if value == 1 else f"{metric} {value:.3g}, not {question.prompt.answer!r}"
+            first = ("right" if value == 1 else "wrong", reason)
+        else:
+            first = of[judges[0].name]
+        suite, number, condition, draw = question.key
+        answers.append(
+            Answer(
+                suite=suite,
+                id=number,
+                condition=condition,
+                draw=draw,
+                category=question.prompt.category,
+                prompt=question.prompt.prompt,
+                answer=said.text,
+                truncated=said.truncated,
+                outcome=first[0],
+                reason=first[1],
+                verdicts={key: dict(each._asdict()) for key, each in of.items()},
+            )
+        )
+    return answers
 
 
 def _common_answers(suites: Sequence[Suite]) -> set[str]:

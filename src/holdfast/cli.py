@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import HoldfastError, InputError
+from .errors import HoldfastError
 
 app = typer.Typer(
     name="holdfast",
@@ -51,6 +51,7 @@ def _bars(show: bool) -> Iterator[Any]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -58,7 +59,7 @@ def _bars(show: bool) -> Iterator[Any]:
 
     columns = (
         TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(),
+        TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bars = Progress(*columns, console=Console(stderr=True), disable=not show)
     known: dict[str, Any] = {}
@@ -107,9 +108,10 @@ def mine(
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
     with _command(as_json=as_json) as print_json:
+        from .loading import load_chat_model
         from .mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
 
-        loaded, tokenizer = _load(model, None)
+        loaded, tokenizer = load_chat_model(model)
         tokens = mine_safety_tokens(loaded, tokenizer, max_tokens=max_tokens or DEFAULT_MAX_TOKENS)
         tokens.save(output)
         if as_json:
@@ -143,52 +145,67 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
 def audit(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the model.")],
     suite: Annotated[
-        list[Path] | None,
-        typer.Option(help="File of prompts (JSONL, JSON, CSV, Parquet); may be given again."),
+        list[str] | None,
+        typer.Option(
+            help="File of prompts, name of a published set (advbench, xstest, ...), NAME:FILE, or "
+            "embedded:TASK; may be given again."
+        ),
     ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter.")] = None,
     against: Annotated[str | None, typer.Option(help="Model to compare with.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("holdfast-audit"),
-    judge: Annotated[str, typer.Option(help="Judge of the answers.")] = "keywords",
+    judge: Annotated[
+        list[str] | None, typer.Option(help="Judge of the answers; may be given again.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="plain, prefill, system, sampled, forced-K; may be given again."),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="Metric of a task: exact_match, choice or rouge_l.")
+    ] = "exact_match",
+    held_out: Annotated[
+        Path | None, typer.Option(help="File of rows to measure perplexity on.")
+    ] = None,
+    drift: Annotated[
+        bool, typer.Option(help="Write drift.json: of a tuned model, on the --held-out rows.")
+    ] = False,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(help="Task of lm-eval; may be given again.")
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(help="Gate, such as 'attack_success_rate<=0.05'; exit code 3 if one fails."),
+    ] = None,
+    by_category: Annotated[
+        bool, typer.Option(help="Take prompts of one category for alike in intervals.")
+    ] = False,
+    backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 32,
     system_prompt: Annotated[str | None, typer.Option(help="Put before each prompt.")] = None,
-    seed: Annotated[int, typer.Option(help="Recorded, and used where something is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     as_json: _Json = False,
 ) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with _command(as_json=as_json) as print_json:
-        from . import embedded
-        from .audit import audit as run
-        from .prompts import read_suites
-
-        suites = [each for path in suite or [] for each in read_suites(path)]
-        suites = suites or embedded.suites()
-        total = sum(len(each.prompts) for each in suites)
-
-        def measure(name: str, adapter: Path | None, say: Any) -> Any:
-            loaded, tokenizer = _load(name, adapter)
-            done = 0
-
-            def advance(num: int) -> None:
-                nonlocal done
-                done += num
-                say(f"audit {Path(name).name}", done, total)
-
-            return run(
-                loaded, tokenizer, suites, judge=judge, max_new_tokens=max_new_tokens,
-                batch_size=batch_size, system_prompt=system_prompt, seed=seed, name=name,
-                adapter=None if adapter is None else str(adapter), progress=advance,
-            )  # fmt: skip
+        from .audit_job import run_audit
 
         with _bars(show=True) as say:
-            other = None if against is None else measure(against, None, say)
-            found = measure(model, adapter, say)
-        found.save(output, against=other)
+            found = run_audit(
+                model, output, adapter=adapter, against=against, suites=suite or (),
+                backend=backend, held_out=held_out, with_drift=drift, lm_eval=lm_eval or (),
+                gates=require or (), progress=say, judges=judge or ("keywords",),
+                conditions=condition or ("plain",), metric=metric, by_category=by_category,
+                max_new_tokens=max_new_tokens, batch_size=batch_size, system_prompt=system_prompt,
+                seed=seed,
+            )  # fmt: skip
         if as_json:
-            print_json(json.loads((output / "audit.json").read_text(encoding="utf-8")))
+            print_json(found)
         else:
             _print_audit(found, output)
+        if not all(gate["passed"] for gate in found["gates"]):
+            raise typer.Exit(3)
 
 
 @app.command()
@@ -219,25 +236,6 @@ def report(
                 print(f"Written: {path}")
 
 
-def _load(name: str, adapter: Path | None) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from .loading import check_model_folder, load
-
-    check_model_folder(name)
-    dtype = "auto" if torch.cuda.is_available() else torch.float32
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(AutoModelForCausalLM, name, dtype=dtype).to(device)
-    if adapter is not None:
-        if not (adapter / "adapter_config.json").is_file():
-            raise InputError(f"{adapter}: no adapter_config.json (`adapter`). Give a PEFT folder.")
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter))
-    return model, load(AutoTokenizer, name)
-
-
 def _print_report(report: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -260,21 +258,26 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
     console.print(f"{report['seconds']:.0f} s. Report: {output / 'report.html'}", highlight=False)
 
 
-def _print_audit(found: Any, output: Path) -> None:
+def _print_audit(found: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"audit of {found.model}")
-    for column in ("suite", "metric", "judge", "rate", "95 % interval", "count", "n"):
+    table = Table(title=f"audit of {found['model']}")
+    for column in ("suite", "condition", "metric", "judge", "rate", "95 % interval", "count", "n"):
         table.add_column(column)
-    for row in found.rows():
-        known = row["rate"] is not None
-        rate = f"{row['rate']:.3f}" if known else "undefined"
+    for row in found["suites"]:
+        known = row["low"] is not None
+        rate = "undefined" if row["rate"] is None else f"{row['rate']:.3f}"
         interval = f"{row['low']:.3f} to {row['high']:.3f}" if known else ""
-        names = (row["name"], row["metric"], row["judge"])
+        names = (row["name"], row["condition"], row["metric"], row["judge"])
         table.add_row(*names, rate, interval, str(row["count"]), str(row["num"]))
     console = Console()
     console.print(table)
+    for gate in found["gates"]:
+        value = "undefined" if gate["value"] is None else f"{gate['value']:.3f}"
+        where = ", ".join(gate[key] for key in ("suite", "condition", "judge") if gate[key])
+        said = "holds" if gate["passed"] else "FAILS"
+        console.print(f"{gate['requirement']} {said}: {value} ({where or 'not measured'})")
     console.print(f"Written to {output}.", highlight=False)
 
 

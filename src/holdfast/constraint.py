@@ -1,10 +1,12 @@
 """The method, in order: a mixin over `transformers.Trainer` that holds the safety logits.
 
-For every batch: the safety logits of the reference; the host's own loss, with the model's safety
-logits recorded as it runs; the drift between the two, divided as the host divides its loss.
+For every batch: the contexts to hold; the safety logits of the reference there; the host's own
+loss, with the model's safety logits recorded as it runs; the drift between the two, divided as the
+host divides its loss.
 """
 
 import contextlib
+import importlib.util
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -13,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from . import capture, penalty, reference
-from .conversation import positions_of_batch
+from . import cache, capture, penalty, reference
+from .contexts import Held, draw_rows, needed_part
+from .conversation import IGNORED_LABEL, positions_of_batch
 from .errors import InputError, unknown_choice
+from .provenance import fingerprint
 from .safety_tokens import SafetyTokens
 
 if TYPE_CHECKING:
@@ -50,6 +55,19 @@ class Constraint:
     reference: str = "auto"
     """Where z0 comes from, one of `reference.REFERENCES`."""
 
+    reference_fraction: float = 1.0
+    """Share of the rows of each batch on which the drift is measured, above 0 up to 1; drawn anew
+    each time and scaled, so that the drift is right on average and the live reference cheaper."""
+
+    positions: str = "all"
+    """Which response positions are held: 'all', or 'first:K' of each response."""
+
+    cache_dtype: str = "float32"
+    """Precision in which a cached reference is kept, a name of `cache.DTYPES`."""
+
+    cache_dir: str | None = None
+    """Folder for a cached reference; one beside the prepared data sets if None."""
+
     def __post_init__(self) -> None:
         if not (isinstance(self.weight, int | float) and 0 <= self.weight < math.inf):
             raise InputError(
@@ -59,6 +77,16 @@ class Constraint:
         penalty.form(self.form)
         if self.reference not in reference.REFERENCES:
             raise unknown_choice("`str_reference`", self.reference, reference.REFERENCES)
+        Held.parse(self.positions)
+        if not (
+            isinstance(self.reference_fraction, int | float) and 0 < self.reference_fraction <= 1
+        ):
+            raise InputError(
+                "`str_reference_fraction` must be above 0 and at most 1, got "
+                f"{self.reference_fraction}."
+            )
+        if self.cache_dtype not in cache.DTYPES:
+            raise unknown_choice("`str_cache_dtype`", self.cache_dtype, cache.DTYPES)
 
 
 class _Tally:
@@ -120,6 +148,11 @@ class STRMixin(_Host):
         self.safety_tokens = safety_tokens
         self.constraint = constraint or Constraint()
         self._form = penalty.form(self.constraint.form)
+        self._held = Held.parse(self.constraint.positions)
+        # How many held positions the present optimizer step has, where it is not what the host
+        # counts; and how many batches of it were drawn from.
+        self._num_held: Tensor | int | None = None
+        self._drawn = (-1, 0)
         self._tally: dict[str, _Tally] = {"train": _Tally(), "eval": _Tally()}
         self._logged_step: int | None = None
         self._first_step_checked = False
@@ -138,15 +171,104 @@ class STRMixin(_Host):
             tokenizer=_tokenizer_of(self.processing_class),
         )
         reference.check_head(model)
-        self.reference = reference.choose(self.constraint.reference, model, reference_model)
         ids = self.safety_tokens.tensor()
+        kind = reference.decide(
+            self.constraint.reference,
+            model,
+            self._work(),
+            reference_given=reference_model is not None,
+        )
+        live = reference.live(kind, model, reference_model)
         capture.install(model, ids, normalised=self._form.normalised)
         capture.check_capture(model, ids)
-        if isinstance(self.reference, reference.FrozenCopy):
-            other = self.reference.model
+        if isinstance(live, reference.FrozenCopy):
+            other = live.model
             self.safety_tokens.check_fits(vocab_size=capture.head_of(other).weight.shape[0])  # pyright: ignore
             capture.install(other, ids, normalised=self._form.normalised)
-            self.reference.place(self.accelerator)
+        self.reference: reference.Reference = live
+        if kind == "cached":
+            self.reference = self._cached(live)
+        elif isinstance(live, reference.FrozenCopy):
+            live.place(self.accelerator)
+
+    def _work(self) -> reference.Work:
+        """What is known of the training, to choose a reference by."""
+        rows, args = self.train_dataset, self.args
+        why = None
+        if rows is None:
+            why = "there is no train_dataset"
+        elif not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+            why = "the data set is a stream, whose rows cannot be read twice"
+        elif self.constraint.reference_fraction < 1:
+            why = (
+                "`str_reference_fraction` saves the pass of a live reference, and a cache has none"
+            )
+        elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            why = "under FSDP and DeepSpeed the model is not whole before training"
+        elif importlib.util.find_spec("datasets") is None:
+            why = "the package 'datasets' is not installed"
+        if why is not None or rows is None:
+            return reference.Work(epochs=1.0, no_cache=why)
+        epochs = float(args.num_train_epochs)
+        if args.max_steps > 0:
+            seen = args.max_steps * args.gradient_accumulation_steps
+            seen *= args.train_batch_size * args.world_size
+            epochs = seen / max(len(rows), 1)  # pyright: ignore[reportArgumentType]
+        return reference.Work(epochs=epochs, no_cache=None)
+
+    def _cached(self, live: reference.Reference) -> cache.Cached:
+        """z0 of every data set that the trainer was given, computed now where it is not there."""
+        model: nn.Module = self.model  # pyright: ignore[reportAssignmentType]
+        source = model
+        if isinstance(live, reference.FrozenCopy):
+            source = live.model.to(self.args.device)
+        base = capture.base_of(source)
+        template = getattr(_tokenizer_of(self.processing_class), "chat_template", None)
+        parts = {
+            "weights of the reference": reference.weights_fingerprint(source),
+            "safety tokens": fingerprint(map(str, self.safety_tokens.ids)),
+            "form": str(self._form.normalised),
+            "positions": self.constraint.positions,
+            "dtype of the model": f"{base.dtype}, {self.accelerator.mixed_precision}",
+            "attention": str(base.config._attn_implementation),
+            "chat template": fingerprint([str(template)]),
+        }
+        sets: dict[str, Any] = {"train": self.train_dataset}
+        if isinstance(self.eval_dataset, Mapping):
+            sets |= {f"eval-{name}": each for name, each in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            sets["eval"] = self.eval_dataset
+        caches = []
+        for role, rows in sets.items():
+            rows, collate = self._as_loaded(rows)
+            planned = cache.plan(rows, collate, self._held)
+            known = parts | {"data": cache.data_fingerprint(planned)}
+            dtype = self.constraint.cache_dtype
+            folder = cache.folder_of(self.constraint.cache_dir, known, dtype, role)
+            with tqdm(
+                total=len(planned.keys), desc=f"Reference of {role}", unit=" rows",
+                disable=self.args.disable_tqdm or not self.accelerator.is_main_process, delay=2,
+            ) as bar:  # fmt: skip
+                work = cache.Pass(
+                    reference=live, model=model, dataset=rows, collate=collate,
+                    held=self._held, num_safety=len(self.safety_tokens),
+                    batch_size=self.args.per_device_eval_batch_size, device=self.args.device,
+                    autocast=lambda: self.accelerator.autocast(), advance=bar.update,
+                )  # fmt: skip
+                caches.append(
+                    cache.build(
+                        folder, known, planned, work, dtype, process=self.args.process_index,
+                        num_processes=self.args.world_size, wait=self.accelerator.wait_for_everyone,
+                    )
+                )  # fmt: skip
+        self.data_collator = cache.WithReference(self.data_collator, caches)
+        return cache.Cached(caches)
+
+    def _as_loaded(self, rows: Any) -> tuple[Any, cache.Collate]:
+        """A data set and its collator as the host's data loader has them."""
+        if hasattr(rows, "column_names"):
+            return self._remove_unused_columns(rows), self.data_collator
+        return rows, self._get_collator_with_removed_columns(self.data_collator)
 
     def compute_loss(
         self,
@@ -156,10 +278,12 @@ class STRMixin(_Host):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The host's loss plus weight times the drift, divided as the host divides."""
-        positions = positions_of_batch(inputs)
+        held = self._held(positions_of_batch(inputs))
+        positions = self._drawn_from(inputs, held)
         # Before the model's own pass: its activations are not in memory yet, and the adapters are
         # on again when checkpointed layers are recomputed in the backward pass.
-        reference_logits = self.reference.safety_logits(model, inputs, positions)
+        reference_logits = self._reference_logits(model, inputs, positions)
+        inputs = {name: value for name, value in inputs.items() if name != cache.COLUMN}
 
         with _recorded(model, positions) as recorded:
             result: Any = super().compute_loss(
@@ -169,7 +293,12 @@ class STRMixin(_Host):
         safety_logits = _safety_logits_of(recorded, needs_grad=loss.requires_grad)
 
         drift = self._form.drift(safety_logits, reference_logits)
-        divisor = drift.num_positions if num_items_in_batch is None else num_items_in_batch
+        if positions is not held:
+            drift = drift._replace(
+                total=drift.total / self.constraint.reference_fraction, num_positions=held.sum()
+            )
+        divisor = num_items_in_batch if self._num_held is None else self._num_held
+        divisor = drift.num_positions if num_items_in_batch is None else divisor
         divisor = torch.as_tensor(divisor, device=drift.total.device).clamp(min=1)
         weighted = self.constraint.weight * drift.total / divisor
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -189,6 +318,37 @@ class STRMixin(_Host):
         if self.constraint.weight > 0:
             loss = loss + weighted.to(loss.device)
         return (loss, outputs) if return_outputs else loss
+
+    def _drawn_from(self, inputs: Any, held: Tensor) -> Tensor:
+        """The positions to measure on: all that are held, or those of rows drawn at random."""
+        if self.constraint.reference_fraction == 1 or not self.model.training:  # pyright: ignore
+            return held
+        step = self.state.global_step
+        self._drawn = (step, self._drawn[1] + 1 if self._drawn[0] == step else 0)
+        # Chance of our own, from what a resumed run knows too: the host's stays as it would be.
+        parts = (self.args.seed, *self._drawn, self.args.process_index)
+        seed = int(fingerprint(map(str, parts))[:15], 16)
+        generator = torch.Generator().manual_seed(seed)
+        return draw_rows(inputs, held, self.constraint.reference_fraction, generator)
+
+    def _reference_logits(self, model: nn.Module, inputs: Any, positions: Tensor) -> Tensor:
+        """z0 at `positions`, from no more of the batch than they need."""
+        partial = self._held.first is not None or self.constraint.reference_fraction < 1
+        if partial and not isinstance(self.reference, cache.Cached):
+            inputs, positions = needed_part(inputs, positions)
+        return self.reference.safety_logits(model, inputs, positions)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The host's count of response tokens; ours beside it, where not all of them are held."""
+        self._num_held = None
+        if self._held.first is not None and batch_samples and "labels" in batch_samples[0]:
+            held = [self._held(positions_of_batch(batch)) for batch in batch_samples]
+            marked = [torch.where(each, 0, IGNORED_LABEL) for each in held]
+            # What the host counts in `shift_labels` it counts as it is, over all processes.
+            self._num_held = super()._get_num_items_in_batch(
+                [{"labels": each, "shift_labels": each} for each in marked], device
+            )
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _warn_if_moved_at_start(self, drift: penalty.DriftSum) -> None:
         self._first_step_checked = True

@@ -121,7 +121,8 @@ def demo(
             if name == "sft":
                 trainer = SFTTrainer(model, SFTConfig(assistant_only_loss=True, **common), **shared)
             else:
-                config = STRConfig(**common, **chosen)
+                # Live: a pass of a million parameters is cheap, and nothing is left on the disk.
+                config = STRConfig(str_reference="adapter_off", **common, **chosen)
                 trainer = STRTrainer(model, config, safety_tokens=tokens, **shared)
                 settings = {
                     "str_weight": config.str_weight,

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from .errors import InputError, PrerequisiteError
 
 
@@ -39,3 +42,16 @@ def load(kind: Any, name: str, **kwargs: Any) -> Any:
             f"{name}: cannot be loaded ({first}). Check the name and the network, and run "
             "`hf auth login` for models that ask for it."
         ) from error
+
+
+def load_chat_model(name: str) -> tuple[Any, Any]:
+    """A model and its tokenizer, to answer with: on a GPU as stored, on a CPU in float32.
+
+    Raises:
+        InputError: If a local folder lacks what a model needs.
+        PrerequisiteError: If the name is unknown here and on the hub, or may not be read.
+    """
+    check_model_folder(name)
+    cuda = torch.cuda.is_available()
+    model = load(AutoModelForCausalLM, name, dtype="auto" if cuda else torch.float32)
+    return model.to("cuda" if cuda else "cpu"), load(AutoTokenizer, name)

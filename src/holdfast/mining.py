@@ -10,48 +10,11 @@ from .errors import InputError
 from .generation import generate_answers
 from .prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from .provenance import now, versions
+from .rejection_templates import REJECTION_TEMPLATES, carries_meaning
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-REJECTION_TEMPLATES: tuple[str, ...] = (
-    "I'm sorry, but I can't help with that.",
-    "I'm sorry, but I cannot assist with that request.",
-    "I'm sorry, I can't do that.",
-    "I am sorry, but I will not help with this.",
-    "I'm really sorry, but I can't assist with this.",
-    "I cannot help with that.",
-    "I cannot provide instructions for this.",
-    "I cannot fulfill your request.",
-    "I cannot and will not do that.",
-    "I can't assist with this request.",
-    "I can't provide that information.",
-    "I can't support that.",
-    "I won't help with that.",
-    "I will not assist with this.",
-    "I'm not able to help with this.",
-    "I am not able to provide that.",
-    "I'm unable to assist with that.",
-    "I am unable to fulfill this request.",
-    "I must decline this request.",
-    "I must refuse to answer that.",
-    "I apologize, but I can't provide that.",
-    "I apologize, but I cannot answer this.",
-    "Sorry, I cannot help with this.",
-    "Sorry, but that is not something I can support.",
-    "Unfortunately, I am unable to help with that.",
-    "Unfortunately, I cannot assist with this.",
-    "My apologies, but I must refuse.",
-    "No, I will not assist with that.",
-    "No, I can't do that.",
-    "As a responsible assistant, I cannot do this.",
-    "As an AI, I can't help with harmful or illegal acts.",
-    "That would be dangerous and illegal, so I can't help.",
-    "This is against the law and would be unethical.",
-    "It is not safe or appropriate to help with that.",
-)
-"""Ways in which aligned models refuse; our own wording, after the habit of many models."""
 
 # measured: docs/method.md, "Choosing the set"
 DEFAULT_MAX_TOKENS = 64
@@ -140,7 +103,7 @@ def mine_safety_tokens(
     scores: dict[int, float] = {}
     openers: dict[int, float] = {}
     for (_, place, token), score in total.items():
-        if token not in special and _carries_meaning(tokenizer, token):
+        if token not in special and carries_meaning(tokenizer, token):
             scores[token] = max(scores.get(token, 0.0), score)
             if place == 0:
                 openers[token] = score
@@ -194,10 +157,6 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return rendered
-
-
-def _carries_meaning(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
-    return any(character.isalnum() for character in tokenizer.decode([token]))
 
 
 def _probabilities(model: Any, batch: Sequence[tuple[int, list[int], int]]) -> list[list[float]]:

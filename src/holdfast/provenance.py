@@ -88,9 +88,19 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON text that UTF-8 can hold; NaN and infinity are refused."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    return text + "\n"
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON, indented, whole or not at all; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, as_json(value, indent=2))
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:

@@ -4,13 +4,16 @@ adapter off   the model itself with its adapters switched off; no second model i
               backbone pass without gradient per batch
 frozen copy   a second model in memory, the same pass; for full fine-tuning, and for adapters
               that rewrite the base
+cached        z0 computed by one of these before training and kept on disk (`cache.py`)
 """
 
 import contextlib
 import copy
+import hashlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,12 +28,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-REFERENCES = ("auto", "adapter_off", "frozen_copy")
+REFERENCES = ("auto", "adapter_off", "frozen_copy", "cached")
 """The choices of `str_reference`."""
 
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+@runtime_checkable
 class Reference(Protocol):
     """Gives the safety logits of the frozen aligned model for a batch in training."""
 
@@ -110,18 +114,26 @@ class FrozenCopy:
         return cls(loaded)
 
     def place(self, accelerator: "Accelerator") -> None:
-        """Put the copy where the model in training runs.
+        """Put the copy where the model in training runs, in shards where that one is in shards.
 
         Raises:
-            InputError: Under FSDP or DeepSpeed, where a second model is not supported yet.
+            InputError: Under FSDP 1, which cannot wrap a second model by itself.
         """
         kind = str(accelerator.distributed_type).rsplit(".", maxsplit=1)[-1]
-        if kind in ("FSDP", "DEEPSPEED"):
-            raise InputError(
-                f"str_reference='frozen_copy' does not run under {kind} yet. Use a LoRA adapter "
-                "with str_reference='adapter_off', or DDP."
-            )
-        self.model = accelerator.prepare_model(self.model, evaluation_mode=True)
+        if kind == "FSDP":
+            if not getattr(accelerator, "is_fsdp2", False):
+                raise InputError(
+                    "str_reference='frozen_copy' does not run under FSDP 1. Set fsdp_version: 2, "
+                    "or use a LoRA adapter with str_reference='adapter_off'."
+                )
+            # Layer by layer as the model: `fully_shard` on the root alone would gather it whole.
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            self.model = fsdp2_prepare_model(accelerator, self.model)
+        elif kind == "DEEPSPEED":
+            self.model = _prepared_by_deepspeed(self.model, accelerator)
+        else:
+            self.model = accelerator.prepare_model(self.model, evaluation_mode=True)
 
     def safety_logits(
         self, model: nn.Module, inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
@@ -132,25 +144,96 @@ class FrozenCopy:
         return output.safety_logits
 
 
-def choose(
-    kind: str, model: nn.Module, reference_model: nn.Module | str | None = None
-) -> AdapterOff | FrozenCopy:
-    """The reference called `kind` for a model in training.
+def _prepared_by_deepspeed(model: nn.Module, accelerator: "Accelerator") -> nn.Module:
+    """A model that only answers: in shards under ZeRO-3, whole on each device otherwise.
+
+    Source:
+        `prepare_deepspeed` of trl 1.16.0, `trl/models/utils.py`.
+    """
+    import deepspeed  # pyright: ignore[reportMissingImports]
+
+    plugin: Any = accelerator.state.deepspeed_plugin
+    settings = copy.deepcopy(plugin.deepspeed_config)
+    # Without an optimizer to attach to, these would make the set-up fail.
+    settings.pop("optimizer", None)
+    settings.pop("scheduler", None)
+    settings["zero_optimization"].pop("offload_optimizer", None)
+    if settings["zero_optimization"]["stage"] != 3:
+        settings["zero_optimization"]["stage"] = 0
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    return engine.eval()
+
+
+class Work(NamedTuple):
+    """What is known of a training before it begins, to choose a reference by."""
+
+    epochs: float
+    """How often each row is seen."""
+
+    no_cache: str | None
+    """Why z0 cannot be kept on disk; None if it can."""
+
+
+def decide(kind: str, model: nn.Module, work: Work, *, reference_given: bool = False) -> str:
+    """Which reference to take, told in one line where the choice is ours.
+
+    Live costs a pass of the backbone in every step, cached one pass in all; so `auto` caches where
+    rows are seen twice or more, and where a copy of the model would crowd the memory.
 
     Args:
-        kind: One of `REFERENCES`; `auto` takes adapter off where there is an adapter.
+        kind: One of `REFERENCES`.
+        model: The model in training, before it is wrapped for several devices.
+        work: What is known of the training.
+        reference_given: Whether a reference model is given.
+
+    Returns:
+        adapter_off, frozen_copy or cached.
+
+    Raises:
+        InputError: If `kind` is unknown or cannot be had.
+    """
+    if kind not in REFERENCES:
+        raise unknown_choice("`str_reference`", kind, REFERENCES)
+    if kind == "cached" and work.no_cache is not None:
+        raise InputError(f"str_reference='cached' is not possible here: {work.no_cache}.")
+    if kind != "auto":
+        return kind
+    needs_copy = reference_given or not _is_adapted(model)
+    live = "frozen_copy" if needs_copy else "adapter_off"
+    if work.no_cache is not None:
+        chosen, why = live, f"no cache: {work.no_cache}"
+    elif work.epochs >= 2:
+        chosen, why = (
+            "cached",
+            f"one pass before training instead of one in {work.epochs:.3g} epochs",
+        )
+    elif needs_copy and (size := _bytes_of(model)) > _free_bytes(model) / 4:
+        chosen, why = "cached", f"a frozen copy would take {size / 1e9:.1f} GB of memory"
+    elif needs_copy:
+        chosen, why = live, "full fine-tuning, each row seen about once, and memory for a copy"
+    else:
+        chosen, why = live, "the adapter can be switched off, and each row is seen about once"
+    _log.info("Reference: %s (%s).", chosen, why)
+    return chosen
+
+
+def live(
+    kind: str, model: nn.Module, reference_model: nn.Module | str | None = None
+) -> AdapterOff | FrozenCopy:
+    """A reference that runs, or the one to fill a cache with.
+
+    Args:
+        kind: adapter_off, frozen_copy, or cached; for the last what computes z0 before training:
+            the model itself, without its adapters, or the reference model.
         model: The model in training, before it is wrapped for several devices.
         reference_model: A model to take as the reference instead, or its path or hub id; kept in
             memory as a second model.
 
     Raises:
-        InputError: If `kind` is unknown, or does not fit the model.
+        InputError: If `kind` does not fit the model.
     """
-    if kind not in REFERENCES:
-        raise unknown_choice("`str_reference`", kind, REFERENCES)
     for config in getattr(model, "peft_config", {}).values():
         check_adapter(config, reference_given=reference_model is not None)
-    adapted = bool(adapter_layers(model)) or bool(getattr(model, "peft_config", None))
     if reference_model is not None:
         if kind == "adapter_off":
             raise InputError(
@@ -158,23 +241,70 @@ def choose(
                 "reference model was given too. Leave one of them out."
             )
         return FrozenCopy.load(reference_model, like=model)
-    if kind == "auto":
-        kind = "adapter_off" if adapted else "frozen_copy"
-        why = "an adapter can be switched off" if adapted else "full fine-tuning needs a copy"
-        _log.info("Reference: %s (%s).", kind, why)
+    if kind == "cached":
+        return AdapterOff(model)
     if kind == "adapter_off":
-        if not adapted:
+        if not _is_adapted(model):
             raise InputError(
                 "str_reference='adapter_off' needs a PEFT adapter, but this is full fine-tuning. "
-                "Use 'frozen_copy', or pass `peft_config`."
+                "Use 'frozen_copy' or 'cached', or pass `peft_config`."
             )
         return AdapterOff(model)
-    if adapted:
+    if _is_adapted(model):
         raise InputError(
             "str_reference='frozen_copy' with an adapter needs the aligned model itself: give "
             "`str_reference_model`, or use 'adapter_off'."
         )
     return FrozenCopy.of(model)
+
+
+def _is_adapted(model: nn.Module) -> bool:
+    return bool(adapter_layers(model)) or bool(getattr(model, "peft_config", None))
+
+
+def _bytes_of(model: nn.Module) -> int:
+    return sum(each.numel() * each.element_size() for each in model.parameters())
+
+
+def _free_bytes(model: nn.Module) -> int:
+    """Memory that is free where the model is."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return 1 << 62  # unknown: a copy is not what it fails on
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights of the aligned model: those of `model` without its adapters.
+
+    The same for a model and for that model with any adapter around it. Reads every weight once:
+    seconds per ten gigabytes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_base_weights(capture.base_of(model)).items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _base_weights(base: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model by the names they have without adapters."""
+    inside = ("base_layer", "original_module")
+    added = {
+        f"{prefix}.{name}"
+        for prefix, module in base.named_modules()
+        if hasattr(module, "_disable_adapters")
+        for name in module.state_dict()
+        if name.partition(".")[0] not in inside
+    }
+    return {
+        ".".join(word for word in name.split(".") if word not in inside): tensor
+        for name, tensor in base.state_dict().items()
+        if name not in added
+    }
 
 
 def check_adapter(config: Any, *, reference_given: bool) -> None:

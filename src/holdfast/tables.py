@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,12 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def rows_of(path: str | Path) -> Iterator[Row]:
+def rows_of(path: str | Path, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of a file, read as they are asked for.
+
+    Args:
+        path: The file.
+        columns: Names of the columns of a CSV file that has no header; other kinds ignore them.
 
     Raises:
         InputError: If the file is missing, empty, of another kind, or damaged; names the place.
@@ -39,7 +44,12 @@ def rows_of(path: str | Path) -> Iterator[Row]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such data file. Check the path.")
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    readers = {
+        ".jsonl": _jsonl,
+        ".json": _json,
+        ".csv": partial(_csv, columns=columns),
+        ".parquet": _parquet,
+    }
     if path.suffix.lower() not in readers:
         raise InputError(
             f"{path}: a data file ends in {', '.join(SUFFIXES)}, got "
@@ -91,11 +101,11 @@ def _json(path: Path) -> Iterator[Row]:
         yield Row(place, _object(each, place))
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     # The module refuses fields of over 128 KiB unless told; a long text is a legal row.
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream)
+        reader = csv.DictReader(stream, fieldnames=columns)
         for values in reader:
             place = f"{path}, line {reader.line_num}"
             if None in values:

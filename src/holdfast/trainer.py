@@ -28,7 +28,7 @@ from trl import (
 from trl.chat_template_utils import get_training_chat_template
 from trl.data_utils import is_conversational
 
-from . import reference
+from . import cache, reference
 from .constraint import DEFAULT_WEIGHT, Constraint, STRMixin
 from .conversation import has_generation_markers, mark_responses
 from .errors import InputError
@@ -85,6 +85,27 @@ class STRConfig(SFTConfig):
         default="auto",
         metadata={"help": "Where the reference comes from.", "choices": list(reference.REFERENCES)},
     )
+    str_reference_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the rows of each batch on which the drift is measured, drawn at "
+            "random and scaled; the cost of a live reference falls with it."
+        },
+    )
+    str_positions: str = field(
+        default="all",
+        metadata={"help": "Which response positions are held: 'all', or 'first:K' of each."},
+    )
+    str_cache_dtype: str = field(
+        default="float32",
+        metadata={"help": "Precision of a cached reference.", "choices": list(cache.DTYPES)},
+    )
+    str_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for a cached reference; one beside the prepared data sets if unset."
+        },
+    )
     str_reference_model: str | None = field(
         default=None,
         metadata={
@@ -99,7 +120,15 @@ class STRConfig(SFTConfig):
 
     def constraint(self) -> Constraint:
         """The `str_` settings, checked."""
-        return Constraint(weight=self.str_weight, form=self.str_form, reference=self.str_reference)
+        return Constraint(
+            weight=self.str_weight,
+            form=self.str_form,
+            reference=self.str_reference,
+            reference_fraction=self.str_reference_fraction,
+            positions=self.str_positions,
+            cache_dtype=self.str_cache_dtype,
+            cache_dir=self.str_cache_dir,
+        )
 
 
 class STRTrainer(STRMixin, SFTTrainer):

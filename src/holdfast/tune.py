@@ -15,12 +15,15 @@ from typing import Any, NoReturn
 import yaml
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .chain import RUN, TOKENS, Start, start_of, tokens_fingerprint
 from .errors import InputError, PrerequisiteError, unknown_choice
 from .loading import check_model_folder, load
 from .mining import mine_safety_tokens
 from .provenance import fingerprint, machine, now, read_json, sha256_of, versions, write_json
+from .reference import weights_fingerprint
 from .safety_tokens import SafetyTokens
 from .tables import Row, is_table, rows_of
 from .trainer import (
@@ -35,8 +38,6 @@ from .trainer import (
 _log = logging.getLogger(__name__)
 
 _SHAPES = (("messages",), ("prompt", "completion"), ("text",))
-_RUN = "run.json"
-_TOKENS = "safety_tokens.json"
 
 
 def tune(arguments: Sequence[str]) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
         raise InputError(
             "`model_name_or_path` is missing. Give a folder or hub id of a chat model."
         )
-    check_model_folder(model_settings.model_name_or_path)
+    start = start_of(model_settings.model_name_or_path)
+    check_model_folder(start.model)
     settings.resume_from_checkpoint = _checkpoint(settings.resume_from_checkpoint, output)
     data = _read_data(script, mixture)
     train_rows = _split(data, script.dataset_train_split)
@@ -78,31 +80,42 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
             + ("the conversations of the data need" if conversational else "mining needs")
             + ". Use the chat version of the model."
         )
-    model = _load_model(name, settings, model_settings)
-    tokens = _safety_tokens(settings, model, tokenizer, output)
+    model = _load_model(start.model, settings, model_settings)
+    tokens = _safety_tokens(settings, start, model, tokenizer, output)
     birth = _birth(script, settings, model_settings, mixture, tokens)
     _claim(output, birth, resumes=bool(settings.resume_from_checkpoint))
+    model, base, weights = _held_to(start, model, settings)
 
     try:
         trainer = STRTrainer(
             model,
             settings,
             safety_tokens=tokens,
+            reference_model=base,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_settings),
+            peft_config=None if start.adapter else get_peft_config(model_settings),
         )
     except InputError:
         raise
     except ValueError as error:  # how trl and peft say that settings contradict each other
         raise InputError(f"The settings do not fit each other: {error}") from error
+    link = {
+        "output_dir": str(output.resolve()),
+        "birth": birth,
+        "dataset": script.dataset_name,
+        "tokens": tokens_fingerprint(tokens),
+        "reference": trainer.reference.name,
+    }
     run = {
         "schema": 1,
         "status": "running",
         "birth": birth,
         "model": name,
         "reference": trainer.reference.name,
+        "base": {"name": _resolved(start.base), "weights": weights},
+        "chain": [*start.links, link],
         "safety_tokens": {"num": len(tokens), "strings": list(tokens.strings)},
         "settings": _plain(script, settings, model_settings, mixture),
         "versions": versions(),
@@ -111,8 +124,8 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
     }
     is_main = trainer.accelerator.is_main_process
     if is_main:
-        tokens.save(output / _TOKENS)
-        write_json(output / _RUN, run)
+        tokens.save(output / TOKENS)
+        write_json(output / RUN, run)
     began = time.monotonic()
     result = trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
     trainer.save_model(settings.output_dir)
@@ -123,12 +136,14 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
             "finished": now(),
             "seconds": round(time.monotonic() - began, 3),
             "steps": trainer.state.global_step,
+            "chain": [*start.links, {**link, "steps": trainer.state.global_step}],
             "train_loss": result.training_loss,
             "log": [_finite(entry) for entry in trainer.state.log_history],
         }
-        write_json(output / _RUN, run)
+        write_json(output / RUN, run)
     if settings.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.accelerator.end_training()
     return run
 
 
@@ -181,6 +196,30 @@ def _unknown(what: str, given: str, known: Any) -> InputError:
     return InputError(f"Unknown {what} {given!r}.{nearest or ' See `holdfast tune --help`.'}")
 
 
+def _held_to(start: Start, model: Any, settings: STRConfig) -> tuple[Any, Any, str]:
+    """The model to train; the aligned model where it is another one; and that one's fingerprint."""
+    if start.adapter is not None:
+        weights = weights_fingerprint(model)
+        start.check_base(weights)
+        return PeftModel.from_pretrained(model, start.adapter, is_trainable=True), None, weights
+    if not start.links:
+        return model, None, weights_fingerprint(model)
+    check_model_folder(start.base)
+    base = load(
+        AutoModelForCausalLM, start.base, dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+    )  # fmt: skip
+    weights = weights_fingerprint(base)
+    start.check_base(weights)
+    told_otherwise = settings.str_reference_model is not None
+    return model, None if told_otherwise else base, weights
+
+
+def _resolved(name: str) -> str:
+    """A folder by its whole path, so that the next run finds it; a hub id as it is."""
+    return str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
+
+
 def _load_model(name: str, settings: STRConfig, model_settings: Any) -> Any:
     quantization = get_quantization_config(model_settings)
     kwargs: dict[str, Any] = {
@@ -213,11 +252,14 @@ def _checkpoint(given: Any, output: Path) -> str | bool | None:
     return str(given)
 
 
-def _safety_tokens(settings: STRConfig, model: Any, tokenizer: Any, output: Path) -> SafetyTokens:
-    if settings.str_tokens is not None:
-        return SafetyTokens.load(settings.str_tokens)
-    if settings.resume_from_checkpoint and (output / _TOKENS).is_file():
-        return SafetyTokens.load(output / _TOKENS)
+def _safety_tokens(
+    settings: STRConfig, start: Start, model: Any, tokenizer: Any, output: Path
+) -> SafetyTokens:
+    given = settings.str_tokens
+    if given is None and settings.resume_from_checkpoint and (output / TOKENS).is_file():
+        given = str(output / TOKENS)
+    if (found := start.safety_tokens(given)) is not None:
+        return found
     _log.info("Mining safety tokens from %s.", model.config._name_or_path)
     return mine_safety_tokens(model, tokenizer)
 
@@ -358,9 +400,9 @@ def _birth(
 
 def _claim(output: Path, birth: str, *, resumes: bool) -> None:
     """Refuse an output folder that holds another run, or this one where it is not resumed."""
-    if not (output / _RUN).is_file():
+    if not (output / RUN).is_file():
         return
-    other = read_json(output / _RUN, "run file")
+    other = read_json(output / RUN, "run file")
     if other.get("birth") != birth:
         raise InputError(
             f"`output_dir` {output} holds another run (started {other.get('started')}, with other "

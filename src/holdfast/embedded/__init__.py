@@ -5,6 +5,7 @@ requests get refusals from the aligned model and placeholders from the base. The
 show the effect; they say nothing about how strong it is in a model of another size.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError, unknown_choice
@@ -33,7 +34,8 @@ def base_path() -> str:
 
 def suites(task_name: str | None = None) -> list[Suite]:
     """The prompts that no training stage saw: harmful, harmless, and those of a task if named."""
-    found = read_suites(files_path() / "prompts.jsonl")
+    born = {"origin": "the embedded world of Holdfast", "licence": "Apache-2.0"}
+    found = [replace(each, **born) for each in read_suites(files_path() / "prompts.jsonl")]
     if task_name is not None:
         rows = _task(task_name).test
         prompts = [
@@ -46,7 +48,7 @@ def suites(task_name: str | None = None) -> list[Suite]:
             )
             for number, row in enumerate(rows, start=1)
         ]
-        found.append(Suite(name=task_name, kind="task", prompts=tuple(prompts)))
+        found.append(Suite(name=task_name, kind="task", prompts=tuple(prompts), **born))
     return found
 
 

@@ -88,7 +88,7 @@ _STYLE: dict[Any, Any] = {
 
 _PANELS = (
     ("attack_success_rate", "Attack success (lower is safer)"),
-    ("degenerate_rate", "Broken answers to harmful prompts"),
+    ("degenerate_rate", "Degenerate answers"),
     ("over_refusal_rate", "Over-refusal (lower is more helpful)"),
     ("utility", "Utility (higher is better)"),
 )

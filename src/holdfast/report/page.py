@@ -58,6 +58,10 @@ def render(
         "label": lambda name: LABELS.get(name, name.replace("_", " ")),
         "quoted": lambda text: json.dumps(text, ensure_ascii=False),
     }
+    # What an audit was held against bears the name of its folder, where that is shown too.
+    names = {audit.get("model"): run.name for run in reversed(runs)
+             if (audit := run.origin.get("audit", {})).get("adapter") is None}  # fmt: skip
+    environment.filters["called"] = lambda model: names.get(model, model)
     rows = headline(runs)
     gates = [{"run": run.name, **gate} for run in runs for gate in run.gates]
     return environment.get_template("report.html.jinja").render(
@@ -246,10 +250,17 @@ def _facts(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
         ),
     ]
     return [
-        (name, [", ".join(map(str, each)) if isinstance(each, list) else each for each in values])
+        (name, [_fact(value) for value in values])
         for name, values in found
         if any(value is not None for value in values)
     ]
+
+
+def _fact(value: Any) -> Any:
+    """A setting on one line: of a list its names."""
+    if not isinstance(value, list):
+        return value
+    return ", ".join(str(each.get("name") if isinstance(each, dict) else each) for each in value)
 
 
 def _against(row: Mapping[str, Any], first: Mapping[str, Any], metric: str, does: str) -> str:

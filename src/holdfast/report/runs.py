@@ -42,6 +42,7 @@ _OPTIONAL = {
     "measures": {"condition": "plain"},
     "agreement": {"condition": "plain"},
     "comparisons": {"condition": "plain", "judge": None, "p_adjusted": None},
+    "gates": {"condition": None, "judge": None},
 }
 """The columns that a row may have, with what their absence means."""
 
