@@ -1,5 +1,5 @@
 # make demo   the main job on the embedded model (sets everything up first)
-# make test   the tests
+# make test   the tests; make test-browser opens the report in Chromium, which it gets first
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
 
@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test check format models clean
+.PHONY: setup demo test test-browser check format models clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TESTS)
+
+test-browser: $(STAMP)
+	.ci/browser
+	$(BIN)/python -m pytest -m browser tests
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -208,6 +208,34 @@ def audit(
             raise typer.Exit(3)
 
 
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of audits and tunings; the first is compared with."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("holdfast-report"),
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="Put our section into the README.md of each tuned folder too."),
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Show audits and tunings on one page; writes report.html, report.json and figures."""
+    with _command(as_json=as_json) as print_json:
+        from .report import report as run
+        from .report import write_card
+
+        found = run(folders, output)
+        cards = [write_card(each) for each in folders if card and (each / "run.json").is_file()]
+        if as_json:
+            print_json(found)
+        else:
+            print(found["verdict"])
+            for path in (output / "report.html", *cards):
+                print(f"Written: {path}")
+
+
 def _print_report(report: dict[str, Any], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table

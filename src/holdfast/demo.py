@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -157,7 +158,12 @@ def demo(
         "machine": machine(),
         "seconds": round(time.monotonic() - began, 1),
     }
-    write_report(output, report, audits)
+    write_report(
+        output,
+        report,
+        answers={name: map(asdict, found.answers) for name, found in audits.items()},
+        kinds={suite.name: suite.kind for suite in suites},
+    )
     return report
 
 
