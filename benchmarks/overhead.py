@@ -229,7 +229,7 @@ class FullLogits(Other):
     """Cross-entropy from whole logits and no term: what the three below add theirs to.
 
     TRL's loss is another program: it never holds whole logits, computes the head's twice for that,
-    and measures entropy and accuracy beside. On a CPU it is the slower one, on a GPU it need not be.
+    and measures entropy and accuracy beside. On a CPU it is the slower one.
     """
 
     def prepare(self, ids):
