@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/holdfast demo $(DEMO)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(TESTS)
 
 test-browser: $(STAMP)
 	.ci/browser

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import resource
 import shutil
 import subprocess
@@ -319,7 +320,8 @@ def test_too_little_room_is_told_before_anything_is_computed(run, rows, monkeypa
 def test_rows_and_bytes_are_told_before_they_are_spent(run, rows, caplog):
     with caplog.at_level(logging.WARNING, logger="holdfast"):
         run(rows, "cached")
-    assert "Reference cache: 8 rows with" in caplog.text
+    said = r"Reference cache: 8 rows with \d+ response tokens, .* GB in .*; this process has 8 rows"
+    assert re.search(said + r" to do, about \d+ s\.", caplog.text)
 
 
 def test_what_cannot_be_cached_is_refused(make_model, rows, tokenizer, tokens, tmp_path):

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -271,7 +272,8 @@ def build(
             _check_shard(folder / name, read_json(record, "record of a shard"))
         elif number % num_processes == process:
             missing.append((name, span))
-    _say_cost(folder, manifest, planned, missing)
+    if missing:
+        _say_cost(folder, manifest, planned, missing, work)
     for name, span in missing:
         try:
             _write_shard(folder / name, planned, span, work, dtype)
@@ -341,13 +343,26 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _say_cost(folder: Path, manifest: dict[str, Any], planned: Plan, missing: list[Any]) -> None:
-    if missing:
-        rows = sum(span[1] - span[0] for _, span in missing)
-        _log.warning(
-            "Reference cache: %d rows with %d response tokens, %.3f GB in %s; %d rows left to do.",
-            manifest["num_rows"], manifest["num_positions"], manifest["bytes"] / 1e9, folder, rows,
-        )  # fmt: skip
+def _say_cost(
+    folder: Path,
+    manifest: dict[str, Any],
+    planned: Plan,
+    missing: list[tuple[str, tuple[int, int]]],
+    work: Pass,
+) -> None:
+    """Tell what the pass will take, by the time of one batch from its middle."""
+    middle = len(planned.rows) // 2
+    chosen = planned.rows[middle : middle + work.batch_size]
+    began = time.monotonic()
+    _compute([work.dataset[int(each)] for each in chosen], work)
+    rows = sum(stop - start for _, (start, stop) in missing)
+    seconds = (time.monotonic() - began) * rows / len(chosen)
+    _log.warning(
+        "Reference cache: %d rows with %d response tokens, %.3g GB in %s; this process has %d rows "
+        "to do, about %.0f s.",
+        manifest["num_rows"], manifest["num_positions"], manifest["bytes"] / 1e9, folder, rows,
+        seconds,
+    )  # fmt: skip
 
 
 def _shards(planned: Plan, num_safety: int, dtype: str) -> dict[str, tuple[int, int]]:

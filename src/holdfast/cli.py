@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so that `holdfast --help` answers at on
 """
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -35,12 +36,20 @@ def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
     `as_json` whatever the libraries print meanwhile goes to stderr.
     """
     stdout = sys.stdout
+    # What was chosen and why, as it is chosen.
+    log, told = logging.getLogger("holdfast"), logging.StreamHandler(sys.stderr)
+    level = log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
     try:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
             yield lambda value: print(json.dumps(value), file=stdout)
     except HoldfastError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         raise typer.Exit(2) from None
+    finally:
+        log.removeHandler(told)
+        log.setLevel(level)
 
 
 @contextmanager
