@@ -5,7 +5,7 @@
     python benchmarks/overhead.py --preset gpu-8b --json out.json
 
 Llama-shaped models with random weights (cost does not depend on values), real trainers. Each method
-is timed against plain SFT in one process, step about: A B A B; a row has the medians and their
+is timed against plain SFT in one process, step about (A B, B A, ...); a row has medians and their
 ratio. Peak memory is that of a process of its own for each method. `floor` is the ratio that the
 arithmetic alone gives: FLOPs counted, nothing else.
 
@@ -65,7 +65,7 @@ class Shape:
     lora: int | None = 16
     checkpointing: bool = False
     dtype: str = "float32"
-    rounds: int = 5
+    rounds: int = 6
 
     def tag(self, base: "Shape") -> str:
         """What differs from the preset's shape."""
@@ -88,7 +88,6 @@ PRESETS = {
     "cpu": [
         *((CPU, method) for method in METHODS),
         *((replace(CPU, checkpointing=True), each) for each in ("str_cached", "str_adapter_off")),
-        *((replace(CPU, num_safety=size), "str_adapter_off") for size in (10, 1000)),
     ],
     "cpu-sweeps": [
         *((replace(CPU, checkpointing=True), method) for method in METHODS),
@@ -104,8 +103,6 @@ PRESETS = {
     "gpu-8b": [
         *((replace(GPU_8B, checkpointing=True), method) for method in METHODS),
         *((GPU_8B, each) for each in ("str_cached", "str_adapter_off")),
-        *((replace(GPU_8B, checkpointing=True, num_safety=size), "str_adapter_off")
-          for size in (10, 1000)),
     ],
     "gpu-8b-small": [
         (replace(CPU, hidden=64, intermediate=128, layers=2, heads=4, vocabulary=512, rounds=2,
@@ -113,6 +110,16 @@ PRESETS = {
         for method in METHODS
     ],
 }  # fmt: skip
+
+
+# A thousand safety tokens against ten, one directly beside the other.
+DIRECT = {
+    "cpu": (replace(CPU, num_safety=10, rounds=20), replace(CPU, num_safety=1000)),
+    "gpu-8b": (
+        replace(GPU_8B, checkpointing=True, num_safety=10),
+        replace(GPU_8B, checkpointing=True, num_safety=1000),
+    ),
+}
 
 
 def build(shape: Shape, method: str, scratch: str):
@@ -336,6 +343,36 @@ def timed(work) -> float:
     return time.perf_counter() - began
 
 
+def in_turns(plain, other, rounds: int) -> dict:
+    """Steps of two methods, one after the other again and again: A B, B A, A B, ..."""
+    timed(plain)
+    timed(other)
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            second = timed(other)
+            pairs.append((timed(plain), second))
+        else:
+            pairs.append((timed(plain), timed(other)))
+    mine, theirs = (statistics.median(each) for each in zip(*pairs, strict=True))
+    # The ratio within each pair first: what slows the machine slows both.
+    ratios = sorted(second / first for first, second in pairs)
+    return {
+        "step_seconds": theirs,
+        "sft_step_seconds": mine,
+        "step_ratio": statistics.median(ratios),
+        "step_ratio_range": [ratios[0], ratios[-1]],
+        "num": len(pairs),
+    }
+
+
+def release() -> None:
+    """Give back what the last trainer held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def peak_bytes(shape: Shape, method: str) -> int:
     """Peak memory of three steps of one method, in a process of its own."""
     words = [sys.executable, __file__, "--memory-of", method, "--shape", json.dumps(asdict(shape))]
@@ -352,9 +389,8 @@ def memory_of(shape: Shape, method: str) -> int:
     """Peak memory of this process, or of its device, over three steps."""
     with tempfile.TemporaryDirectory() as scratch:
         work = build(shape, method, scratch)
+        release()
         if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         for _ in range(3):
             step(*work)
@@ -415,50 +451,48 @@ def measure(preset: str, path: Path | None) -> None:
     for shape, methods in shapes.items():
         with tempfile.TemporaryDirectory() as scratch:
             plain = build(shape, "sft", scratch)
-            timed(plain)
             plain_seconds = []
             for method in methods:
                 other = build(shape, method, scratch)
-                timed(other)
-                pairs = [(timed(plain), timed(other)) for _ in range(shape.rounds)]
+                found = in_turns(plain, other, shape.rounds)
                 del other
-                gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                mine, theirs = (statistics.median(each) for each in zip(*pairs, strict=True))
-                plain_seconds += [first for first, _ in pairs]
-                # The ratio within each pair first: what slows the machine slows both.
-                ratios = sorted(second / first for first, second in pairs)
-                row = {
-                    "name": method,
-                    "changes": shape.tag(base),
-                    "step_seconds": theirs,
-                    "sft_step_seconds": mine,
-                    "step_ratio": statistics.median(ratios),
-                    "step_ratio_range": [ratios[0], ratios[-1]],
-                    "num": len(pairs),
-                    "floor": flops(shape, method) / flops(shape, "sft"),
-                    "tokens_per_second": shape.batch * shape.length / theirs,
-                }
+                release()
+                plain_seconds.append(found["sft_step_seconds"])
+                row = {"name": method, "changes": shape.tag(base), **found}
+                row["floor"] = flops(shape, method) / flops(shape, "sft")
+                row["tokens_per_second"] = shape.batch * shape.length / row["step_seconds"]
                 rows.append(row)
                 say(row, result, path)
             seconds = statistics.median(plain_seconds)
             rows.append({
                 "name": "sft", "changes": shape.tag(base), "step_seconds": seconds,
-                "step_ratio": 1.0, "floor": 1.0, "num": len(plain_seconds),
+                "step_ratio": 1.0, "floor": 1.0, "num": shape.rounds * len(methods),
                 "tokens_per_second": shape.batch * shape.length / seconds,
             })  # fmt: skip
             say(rows[-1], result, path)
+            whole = [row for row in rows if row["name"] == "full_logits"]
+            for row in rows:
+                if whole and row["name"] in ("naive", "pact_like", "kl"):
+                    row["ratio_to_full_logits"] = row["step_ratio"] / whole[-1]["step_ratio"]
             del plain
-            gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            release()
+    if preset in DIRECT:
+        with tempfile.TemporaryDirectory() as scratch:
+            few, many = (build(shape, "str_adapter_off", scratch) for shape in DIRECT[preset])
+            found = in_turns(few, many, DIRECT[preset][0].rounds)
+            found["ten_step_seconds"] = found.pop("sft_step_seconds")
+            rows.append({"name": "safety_tokens_1000_against_10", "changes": "", **found})
+            rows[-1]["floor"] = 1.0
+            say(rows[-1], result, path)
+            del few, many
+            release()
     with tempfile.TemporaryDirectory() as scratch:
         rows.append(cache_pass(base, scratch))
         gc.collect()
         print(json.dumps(rows[-1]), flush=True)
     for row in rows:
-        shape = next((each for each in shapes if each.tag(base) == row.get("changes")), None)
+        known = [each for each in shapes if each.tag(base) == row.get("changes")]
+        shape = known[0] if known and row["name"] in ("sft", *METHODS) else None
         # Under five minutes: memory of the first shape only, where there are many.
         if shape is None or (preset.startswith("cpu") and shape != base):
             continue
