@@ -336,6 +336,17 @@ def test_what_cannot_be_cached_is_refused(make_model, rows, tokenizer, tokens, t
         build(str_reference_fraction=0.5)
 
 
+def test_sequences_split_over_processes_are_refused(
+    make_model, rows, tokenizer, tokens, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(STRTrainer, "get_cp_size", lambda self: 2)
+    made = (make_model(), rows, tokenizer, tokens, tmp_path)
+    with pytest.raises(InputError, match="no process sees a whole row"):
+        str_trainer(*made, str_reference="cached")
+    with pytest.raises(InputError, match="`str_positions` 'first:2' is not possible under context"):
+        str_trainer(*made, str_positions="first:2", str_reference="frozen_copy")
+
+
 def test_a_replaced_collator_is_refused_and_not_silently_unprotected(
     make_model, rows, tokenizer, tokens, tmp_path
 ):

@@ -172,7 +172,7 @@ def test_the_head_gets_its_gradient_through_safety_rows_only():
     install(model, IDS)
     inputs, positions = batch()
     model(**inputs, safety_positions=positions).safety_logits.square().sum().backward()
-    rows = model.get_output_embeddings().weight.grad.abs().sum(-1) > 0
+    rows = model.get_output_embeddings().weight.grad.to_dense().abs().sum(-1) > 0
     assert rows.nonzero().flatten().tolist() == IDS.tolist()
 
 
@@ -188,3 +188,27 @@ def test_the_projection_in_chunks_is_that_of_all_positions(monkeypatch):
     assert torch.allclose(parts, whole, atol=1e-6)
     assert torch.allclose(found, expected, atol=1e-5)
     assert capture.project(hidden[:0], weight, None, ids, plain).shape == (0, 3)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_trained_head_gets_the_gradient_of_its_rows_without_a_matrix_of_its_size(tied):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=tied,
+    )  # fmt: skip
+    ids, tokens = torch.tensor([3, 5, 60]), torch.arange(12)[None]
+    positions = torch.ones_like(tokens, dtype=torch.bool)
+    model = LlamaForCausalLM(config)
+    install(model, ids)
+    weight = model.get_output_embeddings().weight
+    out = model(input_ids=tokens, labels=tokens, safety_positions=positions)
+    rows = torch.autograd.grad(out.safety_logits.square().sum(), weight, retain_graph=True)[0]
+    assert tied or (rows.is_sparse and rows._nnz() == len(ids))
+    (out.loss + out.safety_logits.square().sum()).backward()
+    assert not weight.grad.is_sparse
+    found = {name: each.grad.clone() for name, each in model.named_parameters()}
+    model.zero_grad()
+    whole = model(input_ids=tokens, labels=tokens)
+    (whole.loss + whole.logits[0][:, ids].square().sum()).backward()
+    for name, each in model.named_parameters():
+        assert torch.allclose(found[name], each.grad, atol=1e-5), name

@@ -74,7 +74,9 @@ def gradient_of_drift(trainer):
     total = captured["drift"].total
     parameters = [each for each in model.parameters() if each.requires_grad]
     found = torch.autograd.grad(total, parameters, allow_unused=True)
-    return captured["drift"], max(each.abs().max().item() for each in found if each is not None)
+    # The head's is sparse where nothing else of the graph reads the head.
+    dense = [each.to_dense() for each in found if each is not None]
+    return captured["drift"], max(each.abs().max().item() for each in dense)
 
 
 UNTOUCHED = {

@@ -83,6 +83,8 @@ def project(
     bias: Float[Tensor, " vocabulary"] | None,
     ids: Int64[Tensor, " safety"],
     processing: Processing,
+    *,
+    beside_loss: bool = False,
 ) -> Float[Tensor, "position safety"]:
     """Safety logits from hidden states, in float32 outside autocast.
 
@@ -94,19 +96,30 @@ def project(
         bias: The head's bias, or None.
         ids: Safety tokens.
         processing: Scale and soft-cap of the architecture.
+        beside_loss: Whether the head has a gradient from a loss in the same graph too. That of
+            these rows is then sparse and added into the other in place; otherwise it is a matrix of
+            the head's size that is zero but for these rows, as optimizers expect it.
 
     Returns:
         z as sampling sees it, before temperature. Shape `(position, safety)`.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        rows = weight[ids].to(dtype).T
+        rows = _rows(weight, ids, sparse=beside_loss).to(dtype).T
         # Some positions at a time: a float32 copy of all hidden states is twice what they take.
         size = max(1, _CHUNK_HIDDEN // hidden.shape[1])
         logits = torch.cat([chunk.to(dtype) @ rows for chunk in hidden.split(size)])
         if bias is not None:
             logits = logits + bias[ids].to(dtype)
         return _processed(logits, processing)
+
+
+def _rows(weight: Tensor, ids: Tensor, *, sparse: bool) -> Tensor:
+    # What FSDP 2 gathers is no leaf, and cannot hand a sparse gradient on.
+    trained = weight.is_leaf and weight.requires_grad and torch.is_grad_enabled()
+    if sparse and trained and not torch.compiler.is_compiling():
+        return nn.functional.embedding(ids, weight, sparse=True)
+    return weight[ids]
 
 
 def log_normaliser(
@@ -179,6 +192,9 @@ def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool
     backbone alone, without the vocabulary-sized projection, and returns a `SafetyOutput`. Calls
     without these arguments are untouched, so generation is.
 
+    The gradient of a trained head from `safety_logits` is sparse, to be added into that of the loss
+    of the same call; on its own it is not what most optimizers take.
+
     Install after the host has patched the model's forward, and before it is wrapped for several
     devices.
 
@@ -222,7 +238,10 @@ def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool
         hidden = hidden.to(head.weight.device)
         with _whole(head.weight, getattr(head, "bias", None)) as (weight, bias):
             hidden = hidden[safety_positions.to(hidden.device)]
-            logits = project(hidden, weight, bias, state["ids"].to(hidden.device), processing)
+            logits = project(
+                hidden, weight, bias, state["ids"].to(hidden.device), processing,
+                beside_loss=not safety_only,
+            )  # fmt: skip
             if state["normalised"]:
                 logits = logits - log_normaliser(hidden, weight, bias, processing)[:, None]
         return SafetyOutput(logits) if output is None else _extended(output, logits)

@@ -171,6 +171,11 @@ class STRMixin(_Host):
             tokenizer=_tokenizer_of(self.processing_class),
         )
         reference.check_head(model)
+        if self._held.first is not None and self._splits_sequences():
+            raise InputError(
+                f"`str_positions` {self.constraint.positions!r} is not possible under context or "
+                "sequence parallelism, where no process sees a whole response. Use 'all'."
+            )
         ids = self.safety_tokens.tensor()
         kind = reference.decide(
             self.constraint.reference,
@@ -205,6 +210,8 @@ class STRMixin(_Host):
             )
         elif self.is_fsdp_enabled or self.is_deepspeed_enabled:
             why = "under FSDP and DeepSpeed the model is not whole before training"
+        elif self._splits_sequences():
+            why = "under context and sequence parallelism no process sees a whole row"
         elif importlib.util.find_spec("datasets") is None:
             why = "the package 'datasets' is not installed"
         if why is not None or rows is None:
@@ -215,6 +222,9 @@ class STRMixin(_Host):
             seen *= args.train_batch_size * args.world_size
             epochs = seen / max(len(rows), 1)  # pyright: ignore[reportArgumentType]
         return reference.Work(epochs=epochs, no_cache=None)
+
+    def _splits_sequences(self) -> bool:
+        return self.get_cp_size() * self.get_sp_size() > 1
 
     def _cached(self, live: reference.Reference) -> cache.Cached:
         """z0 of every data set that the trainer was given, computed now where it is not there."""
