@@ -10,19 +10,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from .attacks import Condition, opening_ids
+from .answering import Question, Store, answered
+from .attacks import Condition
 from .attacks import condition as condition_named
 from .errors import InputError
-from .generation import (
-    Backend,
-    Completion,
-    Transformers,
-    batches_of,
-    check_arguments,
-    rendered,
-)
+from .generation import Backend, Completion, Transformers, check_arguments
 from .judges import Judge, Verdict, agreement
 from .judges import judge as judge_named
 from .metrics import metric as metric_named
@@ -32,7 +26,6 @@ from .provenance import (
     fingerprint,
     machine,
     now,
-    read_json,
     versions,
     write_json,
     write_text,
@@ -95,23 +88,6 @@ class Answer:
     reason: str
     verdicts: dict[str, dict[str, str]]
     """Outcome and reason of every judge, by its name."""
-
-
-class _Question(NamedTuple):
-    """One prompt under one condition, once."""
-
-    suite: Suite
-    place: int
-    condition: Condition
-    draw: int
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        return (self.suite.name, self.prompt.id, self.condition.name, self.draw)
-
-    @property
-    def prompt(self) -> Any:
-        return self.suite.prompts[self.place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,7 +446,7 @@ def audit(
     called = name or getattr(config, "_name_or_path", "") or type(model).__name__
 
     questions = [
-        _Question(suite, place, condition, draw)
+        Question(suite, place, condition, draw)
         for suite in suites
         for condition in asked
         if suite.kind == "harmful" or condition.name == "plain"
@@ -488,8 +464,8 @@ def audit(
         called, str(adapter), weights, str(seed), str(tokenizer.chat_template),
         json.dumps(settings, sort_keys=True), *(suite.name + suite.sha256 for suite in suites),
     ])  # fmt: skip
-    store = _Store(None if folder is None else Path(folder), birth)
-    completions = _answered(
+    store = Store(None if folder is None else Path(folder), birth)
+    completions = answered(
         questions, store, tokenizer, backend or Transformers(model, tokenizer), settings,
         seed=seed, progress=progress,
     )  # fmt: skip
@@ -524,114 +500,8 @@ def audit(
     )
 
 
-class _Store:
-    """Answers on disk as they come, one line each; those that are there already are not asked for.
-
-    Raises:
-        InputError: If the folder holds another audit.
-    """
-
-    def __init__(self, folder: Path | None, birth: str) -> None:
-        self.found: dict[tuple[str, str, str, int], Completion] = {}
-        self._path = None if folder is None else folder / "answers.jsonl"
-        if folder is None or self._path is None:
-            return
-        if (folder / "audit.json").is_file():
-            other = read_json(folder / "audit.json", "audit file")
-            if other.get("birth") != birth:
-                raise InputError(
-                    f"`output` {folder} holds another audit (of {other.get('at')}, with other "
-                    "model, prompts or settings). Give another folder."
-                )
-            self._read(self._path)
-            return
-        if self._path.exists():
-            raise InputError(
-                f"{self._path} is there without an audit.json, so nobody knows whose answers these "
-                "are. Give another folder."
-            )
-        write_json(
-            folder / "audit.json", {"schema": 1, "status": "begun", "birth": birth, "at": now()}
-        )
-
-    def _read(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        kept = []
-        # Not `splitlines`: an answer may hold other ends of lines, such as U+2028.
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-            try:
-                row = json.loads(line)
-                key = (row["suite"], row["id"], row["condition"], row["draw"])
-                self.found[key] = Completion(row["answer"], row["truncated"])
-            except (json.JSONDecodeError, KeyError, TypeError):
-                break  # what a killed run left half written, and nothing after it counts
-            kept.append(line + "\n")
-        write_text(path, "".join(kept))
-
-    def add(self, questions: Sequence[_Question], completions: Sequence[Completion]) -> None:
-        """Keep the answers of a batch."""
-        lines = []
-        for question, each in zip(questions, completions, strict=True):
-            self.found[question.key] = each
-            names = ("suite", "id", "condition", "draw")
-            row = {**dict(zip(names, question.key, strict=True)), "answer": each.text}
-            lines.append(
-                json.dumps({**row, "truncated": each.truncated}, ensure_ascii=False) + "\n"
-            )
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write("".join(lines))
-
-
-def _answered(
-    questions: Sequence[_Question],
-    store: _Store,
-    tokenizer: "PreTrainedTokenizerBase",
-    backend: Backend,
-    settings: dict[str, Any],
-    *,
-    seed: int,
-    progress: Callable[[int], None] | None,
-) -> list[Completion]:
-    """The answer to every question, in order."""
-    rows = []
-    openings = []
-    for each in questions:
-        system = each.condition.system_prompt or settings["system_prompt"]
-        opening = opening_ids(each.condition, tokenizer, each.prompt.opener)
-        openings.append(str(tokenizer.decode(opening)))
-        rows.append([*rendered(tokenizer, each.prompt.prompt, system), *opening])
-    for temperature in sorted({each.condition.temperature for each in questions}):
-        places = [
-            place
-            for place, each in enumerate(questions)
-            if each.condition.temperature == temperature
-        ]
-        batches = batches_of([rows[place] for place in places], settings["batch_size"])
-        for number, batch in enumerate(batches):
-            chosen = [places[index] for index in batch]
-            # A batch is answered as a whole, as in a run that was not stopped: what is padded how
-            # far can change the last digit of a logit.
-            if any(questions[place].key not in store.found for place in chosen):
-                found = backend.complete(
-                    [rows[place] for place in chosen],
-                    max_new_tokens=settings["max_new_tokens"],
-                    temperature=temperature,
-                    seed=int(fingerprint([str(seed), str(temperature), str(number)])[:15], 16),
-                )
-                found = [
-                    each._replace(text=openings[place] + each.text)
-                    for place, each in zip(chosen, found, strict=True)
-                ]
-                store.add([questions[place] for place in chosen], found)
-            if progress is not None:
-                progress(len(chosen))
-    return [store.found[each.key] for each in questions]
-
-
 def _judged(
-    questions: Sequence[_Question],
+    questions: Sequence[Question],
     completions: Sequence[Completion],
     judges: Sequence[Judge],
     metric: str,

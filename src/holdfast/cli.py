@@ -272,14 +272,14 @@ def _print_audit(found: dict[str, Any], output: Path) -> None:
     from rich.table import Table
 
     table = Table(title=f"audit of {found['model']}")
-    for column in ("suite", "condition", "metric", "judge", "rate", "95 % interval", "count", "n"):
-        table.add_column(column)
+    for column in ("suite", "metric", "judge", "rate [95 % interval]", "n"):
+        table.add_column(column, overflow="fold")
     for row in found["suites"]:
-        known = row["low"] is not None
         rate = "undefined" if row["rate"] is None else f"{row['rate']:.3f}"
-        interval = f"{row['low']:.3f} to {row['high']:.3f}" if known else ""
-        names = (row["name"], row["condition"], row["metric"], row["judge"])
-        table.add_row(*names, rate, interval, str(row["count"]), str(row["num"]))
+        if row["low"] is not None:
+            rate += f" [{row['low']:.3f}, {row['high']:.3f}]"
+        suite = row["name"] if row["condition"] == "plain" else f"{row['name']}, {row['condition']}"
+        table.add_row(suite, row["metric"].replace("_", " "), row["judge"], rate, str(row["num"]))
     console = Console()
     console.print(table)
     for gate in found["gates"]:
