@@ -15,7 +15,7 @@ from conftest import conversations
 from test_constraint import lora, moved, run_script, settings, str_trainer, trained
 
 from holdfast import InputError, PrerequisiteError, STRConfig, STRTrainer
-from holdfast.cache import COLUMN, Cache, Cached, key_of
+from holdfast.cache import COLUMN, Cache, Cached, key_of, why_not
 
 KEYS = ("loss", "grad_norm", "ce_loss", "str/drift", "str/weighted", "str/max_abs")
 
@@ -195,6 +195,7 @@ def test_without_a_folder_the_cache_lies_beside_the_prepared_data(run, rows, mon
         ({"str_positions": "first:1"}, "positions"),
         ({"str_cache_dtype": "float16"}, "dtype"),
         ({"bf16": True}, "dtype of the model"),
+        ({"config": 1}, "configuration"),
         ({"tokens": 1}, "safety tokens"),
         ({"template": 1}, "chat template"),
     ],
@@ -202,16 +203,17 @@ def test_without_a_folder_the_cache_lies_beside_the_prepared_data(run, rows, mon
 def test_whatever_differs_is_refused_by_name(
     changes, named, make_model, rows, tokenizer, tokens, tmp_path
 ):
-    def build(data=0, model=0, tokens=tokens, template=None, **rest):
+    def build(data=0, model=0, tokens=tokens, template=None, config=None, **rest):
         words = tokenizer.chat_template
+        made = make_model(seed=model)
+        made.config.rms_norm_eps = 1e-4 if config else made.config.rms_norm_eps
         if template:
             tokenizer.chat_template = words + " "
         try:
-            made = {"str_reference": "cached", "str_cache_dir": str(tmp_path / "cache"), **rest}
+            where = {"str_reference": "cached", "str_cache_dir": str(tmp_path / "cache"), **rest}
             return str_trainer(
-                make_model(seed=model), conversations(seed=data), tokenizer, tokens, tmp_path,
-                lora(), **made,
-            )  # fmt: skip
+                made, conversations(seed=data), tokenizer, tokens, tmp_path, lora(), **where
+            )
         finally:
             tokenizer.chat_template = words
 
@@ -330,8 +332,14 @@ def test_what_cannot_be_cached_is_refused(make_model, rows, tokenizer, tokens, t
             make_model(), data, tokenizer, tokens, tmp_path, str_reference="cached", **changes
         )
 
-    with pytest.raises(InputError, match="the data set is a stream"):
+    with pytest.raises(InputError, match="a data set is a stream"):
         build(rows.to_iterable_dataset())
+    with pytest.raises(InputError, match="a data set is a stream"):
+        STRTrainer(
+            make_model(), settings(STRConfig, tmp_path, str_reference="cached"),
+            safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
+            eval_dataset=rows.to_iterable_dataset(),
+        )  # fmt: skip
     with pytest.raises(InputError, match="`str_reference_fraction` saves the pass"):
         build(str_reference_fraction=0.5)
 
@@ -360,6 +368,19 @@ def test_a_replaced_collator_is_refused_and_not_silently_unprotected(
         Cached(caches).safety_logits(
             trainer.model, {COLUMN: torch.zeros(2, len(tokens))}, positions
         )
+
+
+def test_rows_that_a_cache_cannot_tell_apart_are_not_cached():
+    def collate(examples):
+        return {
+            "input_ids": torch.tensor([examples[0]["input_ids"]]),
+            "pixel_values": torch.ones(1),
+        }
+
+    assert why_not([{"input_ids": [1]}], lambda examples: {"input_ids": torch.ones(1, 1)}) is None
+    assert "'pixel_values'" in why_not([{"input_ids": [1]}], collate)
+    assert "tokenized only as they are loaded" in why_not([{"text": "w1"}], collate)
+    assert "empty" in why_not([], collate)
 
 
 def test_a_key_knows_tokens_labels_and_borders():

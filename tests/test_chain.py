@@ -74,6 +74,35 @@ def test_a_new_adapter_on_a_tuned_model_is_held_to_the_aligned_one(go):
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert read(second)["reference"] == "frozen_copy"
     assert read(second)["log"][0]["str/drift"] > 1e-3
+    # The adapter belongs to the tuned model, the reference to the head of the chain.
+    start = start_of(str(second))
+    assert (start.model, start.base) == (str(first), read(first)["base"]["name"])
+    third, result = go(3, second, str_reference="auto")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert read(third)["reference"] == "frozen_copy"
+    assert read(third)["log"][0]["str/drift"] > 1e-3
+    assert len({read(each)["base"]["weights"] for each in (first, second, third)}) == 1
+
+
+def test_a_given_reference_is_that_of_the_chain(go, make_model, tmp_path):
+    aligned = tmp_path / "aligned"
+    make_model(seed=6).save_pretrained(aligned)
+    first, result = go(1, str_reference_model=aligned)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert read(first)["base"]["name"] == str(aligned)
+    second, result = go(2, first)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert read(second)["base"] == read(first)["base"]
+    assert read(second)["reference"] == "frozen_copy"
+
+
+def test_a_moved_folder_and_a_checkpoint_go_on_with_the_chain(go, tmp_path):
+    first, _ = go(1, save_strategy="steps", save_steps=1)
+    moved = first.rename(tmp_path / "elsewhere")
+    for number, place in ((2, moved), (3, moved / "checkpoint-1")):
+        folder, result = go(number, place, str_tokens=None)
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        assert len(read(folder)["chain"]) == 2
 
 
 def test_told_otherwise_the_reference_is_what_was_said(go):

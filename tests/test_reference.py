@@ -141,6 +141,14 @@ def test_references_that_do_not_fit_are_refused(make_model):
         decide("frozen", make_model(), Work(1.0, None))
 
 
+def test_a_base_that_is_trained_beside_its_adapter_is_refused(make_model):
+    model = get_peft_model(make_model(), lora())
+    live("adapter_off", model)
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    with pytest.raises(InputError, match=r"model.norm.weight is trained beside the adapter"):
+        live("adapter_off", model)
+
+
 @pytest.mark.parametrize("kind", ["frozen_copy", "cached"])
 def test_a_given_reference_is_held_to(
     kind, make_model, model_folder, rows, tokenizer, tokens, tmp_path

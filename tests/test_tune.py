@@ -290,3 +290,17 @@ def test_an_adapter_on_the_head_is_refused(flags):
         {**flags, "lora_target_modules": None}, "--lora_target_modules", "lm_head", "q_proj"
     )
     refused(result, "lm_head", "target_modules")
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_anew(flags, tmp_path):
+    assert tune(flags).exit_code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    result = tune(flags)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    refused(tune(flags), "holds this run already")
+    refused(tune({**flags, "str_positions": "first:2"}), "holds another run")
+
+
+def test_a_reference_that_is_not_there_is_refused(flags):
+    refused(tune({**flags, "str_reference_model": "/no/such/model"}), "no such model folder")

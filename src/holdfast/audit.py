@@ -7,6 +7,7 @@ every judge gives its verdict; the verdicts are counted.
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -548,4 +549,4 @@ def _common_answers(suites: Sequence[Suite]) -> set[str]:
     answers = [
         each.answer or "" for suite in suites if suite.kind == "task" for each in suite.prompts
     ]
-    return {each for each in set(answers) if answers.count(each) >= 0.1 * len(answers)}
+    return {each for each, count in Counter(answers).items() if count >= 0.1 * len(answers)}

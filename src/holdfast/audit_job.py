@@ -103,7 +103,8 @@ def run_audit(
                 # Conditions and draws add to the prompts: the bar grows with them.
                 progress(f"audit {Path(name).name}", done, max(done, total))
 
-        engine = VLLM(name, adapter) if backend == "vllm" else None
+        start = start_of(name)
+        engine = VLLM(start.model, adapter or start.adapter) if backend == "vllm" else None
         result = audit(
             loaded, tokenizer, found, name=name, adapter=adapter, weights=weights, backend=engine,
             folder=folder, progress=advance, **settings,
@@ -160,7 +161,7 @@ def _drift(
     start = start_of(name)
     tokens = SafetyTokens.load(Path(name) / TOKENS)
     adapted = bool(adapter_layers(model))
-    if adapted:
+    if adapted and start.model == start.base:
         reference = AdapterOff(model)
     else:
         reference = FrozenCopy.load(start.base, like=model)

@@ -40,7 +40,14 @@ _MANIFEST = "cache.json"
 _SHARD_BYTES = 1 << 26
 _SHARD_ROWS = 4096
 # The columns that say what the model reads and where the responses are.
-_KEYED = ("input_ids", "labels", "seq_lengths", "position_ids")
+_KEYED = (
+    "input_ids", "labels", "seq_lengths", "position_ids", "completion_mask", "assistant_masks",
+)  # fmt: skip
+# What a batch may hold beside: all of it follows from the columns above.
+_FOLLOWS = (
+    "attention_mask", "shift_labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+    "max_length_k", "seq_idx",
+)  # fmt: skip
 
 Collate = Callable[[list[Any]], Any]
 """A data collator: examples to a batch."""
@@ -71,6 +78,24 @@ def key_of(example: Mapping[str, Any]) -> bytes:
             values = np.asarray(example[name], dtype=np.int64)
             digest.update(f"{name}:{values.size};".encode() + values.tobytes())
     return digest.digest()
+
+
+def why_not(dataset: Any, collate: Collate) -> str | None:
+    """Why the rows of a data set cannot be cached; None if they can."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return "a data set is a stream, whose rows cannot be read twice"
+    if not len(dataset):
+        return "a data set is empty"
+    example = dataset[0]
+    if not isinstance(example, Mapping) or "input_ids" not in example:
+        return "the rows of a data set are tokenized only as they are loaded"
+    batch = collate([example])
+    other = sorted(
+        name
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name not in (*_KEYED, *_FOLLOWS)
+    )
+    return f"a batch holds {other[0]!r}, which no row is known by" if other else None
 
 
 def plan(dataset: Any, collate: Collate, held: Held) -> Plan:
@@ -263,6 +288,11 @@ def build(
     if process == 0:
         _claim(folder, manifest)
     wait()
+    if not (folder / _MANIFEST).is_file():
+        raise PrerequisiteError(
+            f"{folder}: the first process began a cache there, and this one does not see it. Set "
+            "`str_cache_dir` to a folder that all processes share."
+        )
     if read_json(folder / _MANIFEST, "reference cache").get("status") == "finished":
         return Cache(folder)
     missing = []
@@ -329,8 +359,19 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
         )
     if there.get("status") != "finished":
         for path in folder.glob("*.part"):
-            path.unlink(missing_ok=True)
+            if not _is_running(int(path.name.split(".")[-2])):
+                path.unlink(missing_ok=True)
         _check_room(folder, manifest["bytes"])
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -470,4 +511,7 @@ def folder_of(root: str | Path | None, parts: Mapping[str, str], dtype: str, rol
 
 def data_fingerprint(planned: Plan) -> str:
     """SHA-256 of the rows of a data set, whatever their order."""
-    return hashlib.sha256(np.sort(planned.keys).tobytes()).hexdigest()
+    order = np.argsort(planned.keys)
+    digest = hashlib.sha256(planned.keys[order].tobytes())
+    digest.update(planned.num_positions[order].tobytes())
+    return digest.hexdigest()

@@ -30,6 +30,9 @@ class Start:
     base: str
     """Folder or hub id of the aligned model."""
 
+    folder: Path | None
+    """Where the run before left its files; None if there is none."""
+
     weights: str | None
     """Fingerprint of its weights, where an earlier run recorded it."""
 
@@ -45,14 +48,14 @@ class Start:
         Raises:
             InputError: If the chain was held with other tokens.
         """
-        if path is None:
-            found = [link["output_dir"] for link in self.links[-1:]]
-            return SafetyTokens.load(Path(found[0]) / TOKENS) if found else None
+        if path is None and self.folder is None:
+            return None
+        path = str(self.folder / TOKENS) if path is None and self.folder else str(path)
         tokens = SafetyTokens.load(path)
         if self.tokens is not None and tokens_fingerprint(tokens) != self.tokens:
             raise InputError(
                 f"`str_tokens` {path} are other tokens than those that the runs before were held "
-                f"with ({self.links[-1]['output_dir']}). Leave `str_tokens` out to go on with them."
+                f"with ({self.folder}). Leave `str_tokens` out to go on with them."
             )
         return tokens
 
@@ -68,7 +71,8 @@ class Start:
         if self.weights is not None and weights != self.weights:
             raise InputError(
                 f"{self.base}: its weights are not those that the runs before were held to "
-                f"({self.links[-1]['output_dir']}). Put the aligned model back, or start anew."
+                f"({self.folder}), or are loaded in another dtype or quantisation. Put the aligned "
+                "model back, load it as before, or start anew."
             )
 
 
@@ -87,25 +91,29 @@ def start_of(name: str) -> Start:
     base = (
         read_json(adapter, "adapter").get("base_model_name_or_path") if adapter.is_file() else None
     )
-    if not (folder / RUN).is_file():
+    # A checkpoint belongs to the run that wrote it.
+    of_checkpoint = folder.name.startswith("checkpoint-") and (folder.parent / RUN).is_file()
+    home = folder.parent if of_checkpoint else folder
+    if not (home / RUN).is_file():
         model = base or name
-        held = {"base": model, "weights": None, "tokens": None, "links": ()}
+        held = {"base": model, "folder": None, "weights": None, "tokens": None, "links": ()}
         return Start(model=model, adapter=name if base else None, **held)
-    run = read_json(folder / RUN, "run file")
-    if run.get("status") != "finished":
+    run = read_json(home / RUN, "run file")
+    if run.get("status") != "finished" and not of_checkpoint:
         raise InputError(
             f"{name}: the run in this folder is not finished, so nothing can go on from it. Resume "
             "it first with --resume_from_checkpoint true."
         )
     if not isinstance(run.get("base"), dict) or not isinstance(run.get("chain"), list):
         raise InputError(
-            f"{folder / RUN} does not say which aligned model the run was held to. Give "
+            f"{home / RUN} does not say which aligned model the run was held to. Give "
             "`model_name_or_path` a model, and this folder's model as `str_reference_model`."
         )
     return Start(
-        model=run["base"]["name"] if base else name,
+        model=base or name,
         adapter=name if base else None,
         base=run["base"]["name"],
+        folder=home,
         weights=run["base"]["weights"],
         tokens=run["chain"][-1]["tokens"],
         links=tuple(run["chain"]),

@@ -7,6 +7,7 @@ host divides its loss.
 
 import contextlib
 import importlib.util
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -202,8 +203,6 @@ class STRMixin(_Host):
         why = None
         if rows is None:
             why = "there is no train_dataset"
-        elif not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-            why = "the data set is a stream, whose rows cannot be read twice"
         elif self.constraint.reference_fraction < 1:
             why = (
                 "`str_reference_fraction` saves the pass of a live reference, and a cache has none"
@@ -214,6 +213,9 @@ class STRMixin(_Host):
             why = "under context and sequence parallelism no process sees a whole row"
         elif importlib.util.find_spec("datasets") is None:
             why = "the package 'datasets' is not installed"
+        else:
+            found = [cache.why_not(*self._as_loaded(each)) for each in self._data_sets().values()]
+            why = next((each for each in found if each is not None), None)
         if why is not None or rows is None:
             return reference.Work(epochs=1.0, no_cache=why)
         epochs = float(args.num_train_epochs)
@@ -223,6 +225,15 @@ class STRMixin(_Host):
             epochs = seen / max(len(rows), 1)  # pyright: ignore[reportArgumentType]
         return reference.Work(epochs=epochs, no_cache=None)
 
+    def _data_sets(self) -> dict[str, Any]:
+        """The data sets that the trainer was given, by what they are for."""
+        sets: dict[str, Any] = {"train": self.train_dataset}
+        if isinstance(self.eval_dataset, Mapping):
+            sets |= {f"eval-{name}": each for name, each in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            sets["eval"] = self.eval_dataset
+        return sets
+
     def _splits_sequences(self) -> bool:
         return self.get_cp_size() * self.get_sp_size() > 1
 
@@ -230,7 +241,9 @@ class STRMixin(_Host):
         """z0 of every data set that the trainer was given, computed now where it is not there."""
         model: nn.Module = self.model  # pyright: ignore[reportAssignmentType]
         source = model
+        origin = None
         if isinstance(live, reference.FrozenCopy):
+            origin = next(live.model.parameters()).device
             source = live.model.to(self.args.device)
         base = capture.base_of(source)
         template = getattr(_tokenizer_of(self.processing_class), "chat_template", None)
@@ -241,15 +254,11 @@ class STRMixin(_Host):
             "positions": self.constraint.positions,
             "dtype of the model": f"{base.dtype}, {self.accelerator.mixed_precision}",
             "attention": str(base.config._attn_implementation),
+            "configuration": _configuration(base.config),
             "chat template": fingerprint([str(template)]),
         }
-        sets: dict[str, Any] = {"train": self.train_dataset}
-        if isinstance(self.eval_dataset, Mapping):
-            sets |= {f"eval-{name}": each for name, each in self.eval_dataset.items()}
-        elif self.eval_dataset is not None:
-            sets["eval"] = self.eval_dataset
         caches = []
-        for role, rows in sets.items():
+        for role, rows in self._data_sets().items():
             rows, collate = self._as_loaded(rows)
             planned = cache.plan(rows, collate, self._held)
             known = parts | {"data": cache.data_fingerprint(planned)}
@@ -271,12 +280,14 @@ class STRMixin(_Host):
                         num_processes=self.args.world_size, wait=self.accelerator.wait_for_everyone,
                     )
                 )  # fmt: skip
+        if isinstance(live, reference.FrozenCopy):
+            live.model.to(origin)  # whoever gave it may keep it, but not on the device
         self.data_collator = cache.WithReference(self.data_collator, caches)
         return cache.Cached(caches)
 
     def _as_loaded(self, rows: Any) -> tuple[Any, cache.Collate]:
         """A data set and its collator as the host's data loader has them."""
-        if hasattr(rows, "column_names"):
+        if getattr(rows, "column_names", None) is not None:
             return self._remove_unused_columns(rows), self.data_collator
         return rows, self._get_collator_with_removed_columns(self.data_collator)
 
@@ -468,6 +479,13 @@ def _safety_logits_of(recorded: Mapping[str, Any], *, needs_grad: bool) -> Tenso
             "would train nothing. Call the model with gradients first in `compute_loss`."
         )
     return safety_logits
+
+
+def _configuration(config: Any) -> str:
+    """What a model computes beside its weights: positions, windows, scales, norms."""
+    named = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype")
+    kept = {key: value for key, value in config.to_dict().items() if key not in named}
+    return fingerprint([json.dumps(kept, sort_keys=True, default=str)])
 
 
 def _tokenizer_of(processing_class: Any) -> Any:

@@ -1,12 +1,14 @@
 """Answers of a chat model: batched, left-padded, greedy unless told otherwise, in order."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from .errors import InputError, PrerequisiteError
 from .next_token import generate, padding_of
+from .provenance import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,8 +99,12 @@ class VLLM:
                 "vllm`, or use backend 'transformers'."
             ) from error
         self._vllm = vllm
-        self._engine = vllm.LLM(model=model, enable_lora=adapter is not None)
         self._lora = None
+        settings: dict[str, Any] = {}
+        if adapter is not None:
+            rank = read_json(Path(adapter) / "adapter_config.json", "adapter").get("r") or 16
+            settings = {"enable_lora": True, "max_lora_rank": max(16, rank)}
+        self._engine = vllm.LLM(model=model, **settings)
         if adapter is not None:
             from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
@@ -108,9 +114,13 @@ class VLLM:
         self, rows: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float, seed: int
     ) -> list[Completion]:
         """One completion for each row of a batch, in order."""
-        settings = self._vllm.SamplingParams(
-            max_tokens=max_new_tokens, temperature=temperature, seed=seed
-        )
+        # A seed for each row: several draws of one prompt stand in one batch.
+        settings = [
+            self._vllm.SamplingParams(
+                max_tokens=max_new_tokens, temperature=temperature, seed=(seed + place) % 2**63
+            )
+            for place in range(len(rows))
+        ]
         found = self._engine.generate(
             [{"prompt_token_ids": list(row)} for row in rows],
             settings,

@@ -70,7 +70,9 @@ def generate(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
             temperature=temperature or None,
-            # A model's own generation settings may cut the distribution; ours are all that counts.
+            # A model's own generation settings may bend the distribution; it is asked for its own.
+            repetition_penalty=1.0,
+            min_p=None,
             top_p=None,
             top_k=0 if temperature > 0 else None,
             pad_token_id=padding,

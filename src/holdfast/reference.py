@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from . import capture
 from .errors import InputError, unknown_choice
+from .loading import load
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 REFERENCES = ("auto", "adapter_off", "frozen_copy", "cached")
 """The choices of `str_reference`."""
 
+# What PEFT calls the module that it put an adapter around.
+_WRAPPED = ("base_layer", "original_module")
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -106,7 +109,8 @@ class FrozenCopy:
         if isinstance(reference_model, nn.Module):
             return cls(reference_model)
         config = capture.base_of(like).config
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = load(
+            AutoModelForCausalLM,
             reference_model,
             dtype=capture.base_of(like).dtype,
             attn_implementation=config._attn_implementation,
@@ -249,6 +253,7 @@ def live(
                 "str_reference='adapter_off' needs a PEFT adapter, but this is full fine-tuning. "
                 "Use 'frozen_copy' or 'cached', or pass `peft_config`."
             )
+        _check_base_is_frozen(model)
         return AdapterOff(model)
     if _is_adapted(model):
         raise InputError(
@@ -256,6 +261,18 @@ def live(
             "`str_reference_model`, or use 'adapter_off'."
         )
     return FrozenCopy.of(model)
+
+
+def _check_base_is_frozen(model: nn.Module) -> None:
+    base = capture.base_of(model)
+    added = _adapter_weights(base)
+    for name, each in base.named_parameters():
+        if each.requires_grad and name not in added:
+            raise InputError(
+                "str_reference='adapter_off' takes the model without its adapter as the reference, "
+                f"but {name} is trained beside the adapter, so that would move along. Freeze it, "
+                "list its module in `modules_to_save`, or use 'cached'."
+            )
 
 
 def _is_adapted(model: nn.Module) -> bool:
@@ -292,18 +309,22 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 def _base_weights(base: nn.Module) -> dict[str, Tensor]:
     """The weights of a model by the names they have without adapters."""
-    inside = ("base_layer", "original_module")
-    added = {
+    added = _adapter_weights(base)
+    return {
+        ".".join(word for word in name.split(".") if word not in _WRAPPED): tensor
+        for name, tensor in base.state_dict().items()
+        if name not in added
+    }
+
+
+def _adapter_weights(base: nn.Module) -> set[str]:
+    """The names of the weights that adapters added."""
+    return {
         f"{prefix}.{name}"
         for prefix, module in base.named_modules()
         if hasattr(module, "_disable_adapters")
         for name in module.state_dict()
-        if name.partition(".")[0] not in inside
-    }
-    return {
-        ".".join(word for word in name.split(".") if word not in inside): tensor
-        for name, tensor in base.state_dict().items()
-        if name not in added
+        if name.partition(".")[0] not in _WRAPPED
     }
 
 

@@ -63,6 +63,8 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
         )
     start = start_of(model_settings.model_name_or_path)
     check_model_folder(start.model)
+    if settings.str_reference_model is not None:
+        check_model_folder(settings.str_reference_model)
     settings.resume_from_checkpoint = _checkpoint(settings.resume_from_checkpoint, output)
     data = _read_data(script, mixture)
     train_rows = _split(data, script.dataset_train_split)
@@ -84,14 +86,14 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
     tokens = _safety_tokens(settings, start, model, tokenizer, output)
     birth = _birth(script, settings, model_settings, mixture, tokens)
     _claim(output, birth, resumes=bool(settings.resume_from_checkpoint))
-    model, base, weights = _held_to(start, model, settings)
+    model, reference_model, base = _held_to(start, model, settings)
 
     try:
         trainer = STRTrainer(
             model,
             settings,
             safety_tokens=tokens,
-            reference_model=base,
+            reference_model=reference_model,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
@@ -101,6 +103,7 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
         raise
     except ValueError as error:  # how trl and peft say that settings contradict each other
         raise InputError(f"The settings do not fit each other: {error}") from error
+    del reference_model  # a cache has read it, and nothing else may keep it in memory
     link = {
         "output_dir": str(output.resolve()),
         "birth": birth,
@@ -114,7 +117,7 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
         "birth": birth,
         "model": name,
         "reference": trainer.reference.name,
-        "base": {"name": _resolved(start.base), "weights": weights},
+        "base": base,
         "chain": [*start.links, link],
         "safety_tokens": {"num": len(tokens), "strings": list(tokens.strings)},
         "settings": _plain(script, settings, model_settings, mixture),
@@ -196,23 +199,23 @@ def _unknown(what: str, given: str, known: Any) -> InputError:
     return InputError(f"Unknown {what} {given!r}.{nearest or ' See `holdfast tune --help`.'}")
 
 
-def _held_to(start: Start, model: Any, settings: STRConfig) -> tuple[Any, Any, str]:
-    """The model to train; the aligned model where it is another one; and that one's fingerprint."""
-    if start.adapter is not None:
-        weights = weights_fingerprint(model)
+def _held_to(start: Start, model: Any, settings: STRConfig) -> tuple[Any, Any, dict[str, str]]:
+    """The model to train; the aligned model where it is another one; and what that one is."""
+    name = settings.str_reference_model or start.base
+    reference_model = None
+    if name != start.model:
+        check_model_folder(name)
+        reference_model = load(
+            AutoModelForCausalLM, name, dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+        )  # fmt: skip
+    weights = weights_fingerprint(model if reference_model is None else reference_model)
+    if settings.str_reference_model is None:
         start.check_base(weights)
-        return PeftModel.from_pretrained(model, start.adapter, is_trainable=True), None, weights
-    if not start.links:
-        return model, None, weights_fingerprint(model)
-    check_model_folder(start.base)
-    base = load(
-        AutoModelForCausalLM, start.base, dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-    )  # fmt: skip
-    weights = weights_fingerprint(base)
-    start.check_base(weights)
-    told_otherwise = settings.str_reference_model is not None
-    return model, None if told_otherwise else base, weights
+    if start.adapter is not None:
+        model = PeftModel.from_pretrained(model, start.adapter, is_trainable=True)
+    return model, reference_model, {"name": _resolved(name), "weights": weights}
 
 
 def _resolved(name: str) -> str:
@@ -387,11 +390,17 @@ def _birth(
     steering = (
         "seed", "learning_rate", "num_train_epochs", "max_steps", "packing", "max_length",
         "per_device_train_batch_size", "gradient_accumulation_steps", "assistant_only_loss",
-        "completion_only_loss", "loss_type", "str_weight", "str_form", "str_reference",
-        "str_reference_model",
+        "completion_only_loss", "loss_type", "lr_scheduler_type", "warmup_steps", "weight_decay",
+        "optim", "str_weight", "str_form", "str_positions", "str_reference", "str_reference_model",
+        "str_reference_fraction",
     )  # fmt: skip
     parts = [f"{name}={getattr(settings, name)}" for name in steering]
-    parts += [f"{script.dataset_name}", f"{mixture.datasets}", f"{sorted(tokens.ids)}"]
+    parts += [
+        f"{script.dataset_name}",
+        f"{script.dataset_config}",
+        f"{mixture.datasets}",
+        f"{sorted(tokens.ids)}",
+    ]
     parts += [f"{key}={value}" for key, value in sorted(dataclasses.asdict(model_settings).items())]
     if script.dataset_name and Path(script.dataset_name).is_file():
         parts.append(sha256_of(script.dataset_name))
@@ -408,7 +417,8 @@ def _claim(output: Path, birth: str, *, resumes: bool) -> None:
             f"`output_dir` {output} holds another run (started {other.get('started')}, with other "
             "model, data, tokens or settings). Give another folder."
         )
-    if not resumes:
+    stopped_early = other.get("status") == "running" and not any(output.glob("checkpoint-*"))
+    if not resumes and not stopped_early:
         raise InputError(
             f"`output_dir` {output} holds this run already ({other.get('status')}). Go on with "
             "--resume_from_checkpoint true, or give another folder."
