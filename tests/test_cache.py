@@ -1,5 +1,6 @@
 """z0 on disk: the same training as live, whatever the layout; and files that cannot lie."""
 
+import gc
 import json
 import logging
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import conversations
 from test_constraint import lora, moved, run_script, settings, str_trainer, trained
+from transformers import LlamaForCausalLM
 
 from holdfast import InputError, PrerequisiteError, STRConfig, STRTrainer
 from holdfast.cache import COLUMN, Cache, Cached, key_of, why_not
@@ -83,7 +85,23 @@ def test_full_and_adapter_training_start_at_the_noise_floor(
     # float32 in other batches than those of the pass: not 0, but nothing
     assert log[0]["str/drift"] < 1e-10
     assert log[1]["str/drift"] > 1e-6
-    assert not any("reference" in name for name, _ in trainer.model.named_modules())
+
+
+@pytest.mark.parametrize(("kind", "left"), [("cached", 1), ("frozen_copy", 2)])
+def test_a_reference_that_was_read_into_a_cache_is_not_kept(
+    kind, left, make_model, model_folder, rows, tokenizer, tokens, tmp_path
+):
+    def alive():
+        gc.collect()
+        return {id(each) for each in gc.get_objects() if type(each) is LlamaForCausalLM}
+
+    before = alive()
+    trainer = STRTrainer(
+        make_model(), settings(STRConfig, tmp_path, str_reference=kind), safety_tokens=tokens,
+        train_dataset=rows, processing_class=tokenizer, reference_model=str(model_folder),
+    )  # fmt: skip
+    assert len(alive() - before) == left
+    assert trainer.reference.name == kind
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])

@@ -9,7 +9,7 @@ from .attacks import Condition, opening_ids
 from .errors import InputError
 from .generation import Backend, Completion, batches_of, rendered
 from .prompts import Prompt, Suite
-from .provenance import fingerprint, now, read_json, write_json, write_text
+from .provenance import as_json, fingerprint, now, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,9 +90,7 @@ class Store:
             self.found[question.key] = each
             names = ("suite", "id", "condition", "draw")
             row = {**dict(zip(names, question.key, strict=True)), "answer": each.text}
-            lines.append(
-                json.dumps({**row, "truncated": each.truncated}, ensure_ascii=False) + "\n"
-            )
+            lines.append(as_json({**row, "truncated": each.truncated}))
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write("".join(lines))

@@ -93,7 +93,11 @@ def run_audit(
     total = sum(len(each.prompts) for each in found)
 
     def measure(name: str, adapter: str | None, folder: Path) -> tuple[Audit, Any, Any]:
-        loaded, tokenizer, weights = _load(name, adapter)
+        start = start_of(name)
+        if start.adapter is not None and adapter is not None:
+            raise InputError(f"{name} is an adapter itself, and `adapter` names {adapter} too.")
+        worn = adapter or start.adapter
+        loaded, tokenizer, weights = _load(start.model, worn)
         done = 0
 
         def advance(num: int) -> None:
@@ -103,8 +107,7 @@ def run_audit(
                 # Conditions and draws add to the prompts: the bar grows with them.
                 progress(f"audit {Path(name).name}", done, max(done, total))
 
-        start = start_of(name)
-        engine = VLLM(start.model, adapter or start.adapter) if backend == "vllm" else None
+        engine = VLLM(start.model, worn) if backend == "vllm" else None
         result = audit(
             loaded, tokenizer, found, name=name, adapter=adapter, weights=weights, backend=engine,
             folder=folder, progress=advance, **settings,
@@ -206,11 +209,7 @@ def _default(model: str) -> list[Suite]:
 
 def _load(name: str, adapter: str | None) -> tuple[Any, Any, str]:
     """A model, its tokenizer, and what its weights are known by."""
-    start = start_of(name)
-    if start.adapter is not None and adapter is not None:
-        raise InputError(f"{name} is an adapter itself, and `adapter` {adapter} names another.")
-    adapter = adapter or start.adapter
-    model, tokenizer = load_chat_model(start.model)
+    model, tokenizer = load_chat_model(name)
     parts = [weights_fingerprint(model), str(model.dtype)]
     if adapter is not None:
         folder = Path(adapter)

@@ -178,12 +178,10 @@ class STRMixin(_Host):
                 "sequence parallelism, where no process sees a whole response. Use 'all'."
             )
         ids = self.safety_tokens.tensor()
-        kind = reference.decide(
-            self.constraint.reference,
-            model,
-            self._work(),
-            reference_given=reference_model is not None,
-        )
+        kind = self.constraint.reference
+        if kind in ("auto", "cached"):  # the others ask nothing of the data
+            given = reference_model is not None
+            kind = reference.decide(kind, model, self._work(), reference_given=given)
         live = reference.live(kind, model, reference_model)
         capture.install(model, ids, normalised=self._form.normalised)
         capture.check_capture(model, ids)
