@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from holdfast import InputError, PrerequisiteError, embedded
 from holdfast.attacks import Condition
-from holdfast.audit import audit, check_gates, compare, parse_gate
+from holdfast.audit import audit
 from holdfast.cli import app
+from holdfast.findings import check_gates, compare, parse_gate
 from holdfast.generation import VLLM, Completion
 from holdfast.judges import Verdict
 from holdfast.prompts import Prompt, Suite

@@ -17,7 +17,8 @@ from test_constraint import lora, moved, run_script, settings, str_trainer, trai
 from transformers import LlamaForCausalLM
 
 from holdfast import InputError, PrerequisiteError, STRConfig, STRTrainer
-from holdfast.cache import COLUMN, Cache, Cached, key_of, why_not
+from holdfast.cache import COLUMN, Cache, Cached, key_of
+from holdfast.cache_pass import why_not
 
 KEYS = ("loss", "grad_norm", "ce_loss", "str/drift", "str/weighted", "str/max_abs")
 
@@ -186,7 +187,7 @@ def test_another_seed_epoch_weight_and_batch_use_the_same_cache(
     def never(*args):
         raise AssertionError("the pass ran again")
 
-    monkeypatch.setattr("holdfast.cache._compute", never)
+    monkeypatch.setattr("holdfast.cache_pass._compute", never)
     run(rows, "cached", seed=9, data_seed=9, str_weight=7.0, per_device_train_batch_size=2)
     run(rows, "cached", max_steps=-1, num_train_epochs=3)
     run(rows.shuffle(seed=4), "cached")
@@ -270,7 +271,7 @@ def test_a_damaged_file_is_refused_by_name(damage, run, rows, tmp_path):
 KILLED = """
 import os, sys
 sys.path[:0] = {path!r}
-import holdfast.cache as cache
+import holdfast.cache_pass as cache
 count = 0
 original = {target}
 def killed(*args, **kwargs):
@@ -332,7 +333,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_cache_usable(run, rows, tmp_path
 
 def test_too_little_room_is_told_before_anything_is_computed(run, rows, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=10)
-    monkeypatch.setattr("holdfast.cache.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("holdfast.cache_pass.shutil.disk_usage", lambda path: usage)
     with pytest.raises(PrerequisiteError, match=r"needs .* GB in .*are free"):
         run(rows, "cached")
 

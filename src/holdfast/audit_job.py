@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from . import capture, embedded
-from .audit import Audit, audit, parse_gate
+from .audit import audit
 from .chain import TOKENS, start_of
 from .drift import drift_of
 from .errors import InputError, unknown_choice
+from .findings import Audit, parse_gate
 from .generation import VLLM
 from .lm_eval_tasks import lm_eval_tasks
 from .loading import load_chat_model

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import cache, capture, penalty, reference
+from . import cache, cache_pass, capture, penalty, reference
 from .contexts import Held, draw_rows, needed_part
 from .conversation import IGNORED_LABEL, positions_of_batch
 from .errors import InputError, unknown_choice
@@ -212,7 +212,9 @@ class STRMixin(_Host):
         elif importlib.util.find_spec("datasets") is None:
             why = "the package 'datasets' is not installed"
         else:
-            found = [cache.why_not(*self._as_loaded(each)) for each in self._data_sets().values()]
+            found = [
+                cache_pass.why_not(*self._as_loaded(each)) for each in self._data_sets().values()
+            ]
             why = next((each for each in found if each is not None), None)
         if why is not None or rows is None:
             return reference.Work(epochs=1.0, no_cache=why)
@@ -258,22 +260,22 @@ class STRMixin(_Host):
         caches = []
         for role, rows in self._data_sets().items():
             rows, collate = self._as_loaded(rows)
-            planned = cache.plan(rows, collate, self._held)
-            known = parts | {"data": cache.data_fingerprint(planned)}
+            planned = cache_pass.plan(rows, collate, self._held)
+            known = parts | {"data": cache_pass.data_fingerprint(planned)}
             dtype = self.constraint.cache_dtype
-            folder = cache.folder_of(self.constraint.cache_dir, known, dtype, role)
+            folder = cache_pass.folder_of(self.constraint.cache_dir, known, dtype, role)
             with tqdm(
                 total=len(planned.keys), desc=f"Reference of {role}", unit=" rows",
                 disable=self.args.disable_tqdm or not self.accelerator.is_main_process, delay=2,
             ) as bar:  # fmt: skip
-                work = cache.Pass(
+                work = cache_pass.Pass(
                     reference=live, model=model, dataset=rows, collate=collate,
                     held=self._held, num_safety=len(self.safety_tokens),
                     batch_size=self.args.per_device_eval_batch_size, device=self.args.device,
                     autocast=lambda: self.accelerator.autocast(), advance=bar.update,
                 )  # fmt: skip
                 caches.append(
-                    cache.build(
+                    cache_pass.build(
                         folder, known, planned, work, dtype, process=self.args.process_index,
                         num_processes=self.args.world_size, wait=self.accelerator.wait_for_everyone,
                     )

@@ -17,8 +17,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from . import embedded
-from .audit import Audit, audit, compare
+from .audit import audit
 from .errors import InputError
+from .findings import Audit, compare
 from .mining import mine_safety_tokens
 from .provenance import fingerprint, machine, now, versions
 from .report import write_report
