@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.holdfast-installed
+STAMP := $(VENV)/.moorline-installed
 
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/holdfast demo $(DEMO)
+	$(BIN)/moorline demo $(DEMO)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(TESTS)
@@ -44,7 +44,7 @@ format: $(STAMP)
 
 # Rebuilds the embedded models, prompts and their hashes; says how long it took.
 models: $(STAMP)
-	$(BIN)/python -m holdfast.embedded.recipe
+	$(BIN)/python -m moorline.embedded.recipe
 
 clean:
-	rm -rf $(VENV) holdfast-demo holdfast-audit
+	rm -rf $(VENV) moorline-demo moorline-audit

@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from holdfast import embedded
-from holdfast.audit import audit
-from holdfast.provenance import machine, now, versions, write_json
+from moorline import embedded
+from moorline.audit.run import audit
+from moorline.chat.chat_model import ChatModel
+from moorline.provenance import machine, now, versions, write_json
 
 BATCH, LONGEST = 32, 48
 
@@ -73,7 +74,7 @@ def run(num):
     model, tokenizer = load()
     with tempfile.TemporaryDirectory() as folder:
         found = audit(
-            model, tokenizer, [suite_of(num)], max_new_tokens=LONGEST, batch_size=BATCH,
+            ChatModel(model, tokenizer), [suite_of(num)], max_new_tokens=LONGEST, batch_size=BATCH,
             folder=folder,
         )  # fmt: skip
         found.save(folder)
@@ -98,7 +99,11 @@ def main():
     def ours():
         with tempfile.TemporaryDirectory() as folder:
             audit(
-                model, tokenizer, [suite], max_new_tokens=LONGEST, batch_size=BATCH, folder=folder
+                ChatModel(model, tokenizer),
+                [suite],
+                max_new_tokens=LONGEST,
+                batch_size=BATCH,
+                folder=folder,
             ).save(folder)
 
     loop(model, tokenizer, prompts[:BATCH])

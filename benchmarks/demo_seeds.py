@@ -10,10 +10,10 @@ import itertools
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from holdfast.demo import demo
-from holdfast.embedded import TASKS
-from holdfast.provenance import machine, now, versions, write_json
-from holdfast.trainer import STRConfig
+from moorline.commands.demo import demo
+from moorline.embedded import TASKS
+from moorline.provenance import machine, now, versions, write_json
+from moorline.trainer import STRConfig
 
 
 def main():

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from holdfast.judges import JUDGES, Outcome, agreement, judge
-from holdfast.provenance import now, sha256_of, versions, write_json
-from holdfast.statistics import wilson
-from holdfast.tables import rows_of
+from moorline.audit.judges import JUDGES, Outcome, agreement, judge
+from moorline.audit.statistics import wilson
+from moorline.provenance import now, sha256_of, versions, write_json
+from moorline.tables import rows_of
 
 FOLDER = Path(__file__).parent.parent / "tests" / "labelled_answers"
 FILES = ("written.jsonl", "embedded.jsonl")

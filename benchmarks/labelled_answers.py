@@ -15,10 +15,10 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from holdfast.embedded import aligned_path, base_path, suites
-from holdfast.embedded.world import refusal
-from holdfast.generation import generate_answers
-from holdfast.provenance import write_text
+from moorline.chat.chat_model import ChatModel
+from moorline.embedded import aligned_path, base_path, suites
+from moorline.embedded.world import refusal
+from moorline.provenance import write_text
 
 FOLDER = Path(__file__).parent.parent / "tests" / "labelled_answers"
 
@@ -75,7 +75,7 @@ def _model(path):
 
 
 def _answered(model, prompts):
-    return list(zip(prompts, generate_answers(*model, prompts, max_new_tokens=64), strict=True))
+    return list(zip(prompts, ChatModel(*model).answers(prompts, max_new_tokens=64), strict=True))
 
 
 if __name__ == "__main__":

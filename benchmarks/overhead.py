@@ -41,9 +41,9 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from holdfast import SafetyTokens, STRConfig, STRTrainer
-from holdfast.provenance import machine, now, versions, write_json
-from holdfast.reference import adapter_layers, adapters_off
+from moorline import SafetyTokens, STRConfig, STRTrainer
+from moorline.method.reference import adapter_layers, adapters_off
+from moorline.provenance import machine, now, versions, write_json
 
 # What the C allocator is told; `man mallopt`.
 KEEP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_ARENA_MAX": "1"}

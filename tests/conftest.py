@@ -1,5 +1,6 @@
 """Fixtures: a fixed seed, no network, and tiny random models that prove plumbing, never quality."""
 
+import json
 import os
 import tempfile
 
@@ -7,28 +8,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # What `datasets` and we keep on disk belongs to this run alone.
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="holdfast-tests-")
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="moorline-tests-")
 
 import datasets
 import pytest
 import torch
 import transformers
-from datasets import Dataset
+from helpers import TEMPLATE, WORDS, conversations
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from holdfast import SafetyTokens
+from moorline import SafetyTokens
+from moorline.method.safety_tokens import tokenizer_fingerprint
 
 datasets.disable_progress_bars()
 transformers.logging.disable_progress_bar()
-
-WORDS = [f"w{number}" for number in range(90)]
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}> "
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }} <end>"
-    "{% endgeneration %}{% else %}{{ message['content'] }} <end>{% endif %} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant> {% endif %}"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -79,27 +73,6 @@ def tokens(tokenizer):
     )  # fmt: skip
 
 
-def conversations(num: int = 8, seed: int = 0, turns: int = 1) -> Dataset:
-    """Rows of conversations of uneven length."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def words(low: int, high: int) -> str:
-        count = int(torch.randint(low, high, (1,), generator=generator))
-        picked = torch.randint(0, len(WORDS), (count,), generator=generator).tolist()
-        return " ".join(WORDS[each] for each in picked)
-
-    rows = []
-    for _ in range(num):
-        messages = []
-        for _ in range(turns):
-            messages += [
-                {"role": "user", "content": words(2, 9)},
-                {"role": "assistant", "content": words(2, 12)},
-            ]
-        rows.append({"messages": messages})
-    return Dataset.from_list(rows)
-
-
 @pytest.fixture
 def rows():
     return conversations()
@@ -112,3 +85,33 @@ def model_folder(make_model, tokenizer, tmp_path):
     make_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in conversations(12)))
+    return path
+
+
+@pytest.fixture
+def tokens_file(tmp_path, tokens, tokenizer):
+    path = tmp_path / "tokens.json"
+    values = {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer)}
+    SafetyTokens(
+        ids=tokens.ids, strings=tokens.strings, scores=tokens.scores,
+        vocab_size=tokens.vocab_size, **values,
+    ).save(path)  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def flags(model_folder, data_file, tokens_file, tmp_path):
+    """A small run that works; tests change one thing."""
+    return {
+        "model_name_or_path": model_folder, "dataset_name": data_file, "str_tokens": tokens_file,
+        "output_dir": tmp_path / "run", "use_peft": True, "lora_target_modules": "all-linear",
+        "lora_r": 4, "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01,
+        "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "logging_steps": 1,
+        "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "lora_dropout": 0.0,
+    }  # fmt: skip

@@ -12,12 +12,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from conftest import TEMPLATE, WORDS, conversations
+from helpers import TEMPLATE, WORDS, conversations
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from holdfast import SafetyTokens, STRConfig, STRTrainer, cache_pass
+from moorline import SafetyTokens, STRConfig, STRTrainer
+from moorline.method import cache_job
 
 
 def main():
@@ -28,7 +29,7 @@ def main():
     parser.add_argument("--reference", default="adapter_off")
     parser.add_argument("--cache-dir")
     words = parser.parse_args()
-    cache_pass._SHARD_ROWS = 2  # several shards, for several processes to share
+    cache_job._SHARD_ROWS = 2  # several shards, for several processes to share
     warnings.simplefilter("ignore")
     set_seed(0)
     names = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>", *WORDS]

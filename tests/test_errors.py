@@ -2,16 +2,16 @@
 
 import pytest
 
-from holdfast.errors import HoldfastError, InputError, PrerequisiteError, unknown_choice
+from moorline.errors import InputError, MoorlineError, PrerequisiteError, unknown_choice
 
 
 def test_a_bad_value_is_a_value_error_and_one_of_ours():
-    assert issubclass(InputError, HoldfastError)
+    assert issubclass(InputError, MoorlineError)
     assert issubclass(InputError, ValueError)
 
 
 def test_a_missing_prerequisite_is_a_runtime_error_and_one_of_ours():
-    assert issubclass(PrerequisiteError, HoldfastError)
+    assert issubclass(PrerequisiteError, MoorlineError)
     assert issubclass(PrerequisiteError, RuntimeError)
 
 

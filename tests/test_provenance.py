@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast import provenance
-from holdfast.errors import InputError
-from holdfast.provenance import (
+from moorline import provenance
+from moorline.errors import InputError
+from moorline.provenance import (
     fingerprint,
     machine,
     now,

@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from holdfast.errors import InputError
-from holdfast.tables import Row, is_table, rows_of
+from moorline.errors import InputError
+from moorline.tables import Row, is_table, rows_of
 
 
 def _file(folder, name, content):

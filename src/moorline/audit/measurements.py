@@ -1,0 +1,173 @@
+"""One number with what it is of: the row that audits write and reports, gates and exports read."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from ..errors import InputError
+
+Interval = Literal["wilson", "clustered", "bootstrap", "normal"]
+"""How an interval was made: `statistics.wilson`, `statistics.clustered_rate`,
+`statistics.mean_interval` (or the bootstrap of `paired_difference`), or 1.96 standard errors."""
+
+
+_Of = TypeVar("_Of", bound="_Row")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """A row of a file: read with its place in the message, written as plain values."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls: type[_Of], value: Any, place: str) -> _Of:
+        """A row read from a file, checked.
+
+        Args:
+            value: What the file holds.
+            place: Where it stands, for the message: "out/audit.json, measurement 3".
+
+        Raises:
+            InputError: If it is no object, lacks a field, has one that does not belong there, or a
+                value of the wrong type; names place and field.
+        """
+        if not isinstance(value, Mapping):
+            raise InputError(f"{place}: must be an object, got {type(value).__name__}.")
+        names = [each.name for each in fields(cls)]
+        if missing := [name for name in names if name not in value]:
+            raise InputError(f"{place}: lacks {missing[0]!r}. Write the file again.")
+        if odd := [str(name) for name in value if name not in names]:
+            raise InputError(f"{place}: has an unknown field {odd[0]!r}. Write the file again.")
+        hints = get_type_hints(cls)
+        for name in names:
+            if not _fits(value[name], str(hints[name])):
+                raise InputError(f"{place}: {name!r} cannot be {value[name]!r}.")
+        try:
+            return cls(**{name: value[name] for name in names})
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+
+
+def _fits(value: Any, hint: str) -> bool:
+    """Whether a JSON value is of an annotated type, by the words of the annotation."""
+    if value is None:
+        return "None" in hint
+    if isinstance(value, bool):
+        return "bool" in hint
+    if isinstance(value, int):
+        return "int" in hint or "float" in hint
+    if isinstance(value, float):
+        return "float" in hint and math.isfinite(value)
+    return isinstance(value, str) and ("str" in hint or "Literal" in hint)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement(_Row):
+    """One number about one model.
+
+    Raises:
+        InputError: If counts, value and interval contradict each other.
+
+    Example:
+        >>> row = Measurement(suite="hard", kind="harmful", condition="plain",
+        ...     metric="refusal_rate", judge="keywords", category=None, num=4, count=3, value=0.75,
+        ...     low=0.3, high=0.95, interval="wilson")
+        >>> Measurement.from_json(row.to_json(), "audit.json, measurement 1") == row
+        True
+    """
+
+    suite: str
+    kind: str
+    """harmful, harmless or task; "rows" for held-out rows, "lm_eval" for tasks of lm-eval."""
+
+    condition: str
+    metric: str
+    """A name of `outcomes.METRICS`, or a task's own metric."""
+
+    judge: str | None
+    """Who judged: a judge, or the metric of a task; None where nothing is judged."""
+
+    category: str | None
+    """The category that it is limited to; None for the whole suite."""
+
+    num: int
+    """How many prompts, answers or rows it comes from."""
+
+    count: int | None
+    """How many of them; None where it is a mean."""
+
+    value: float | None
+    """The number; None if it is undefined. A share lies between 0 and 1."""
+
+    low: float | None
+    high: float | None
+    """The 95 % interval; None if it is undefined."""
+
+    interval: str | None
+    """How the interval was made, one of `Interval`; None without one."""
+
+    def __post_init__(self) -> None:
+        if self.num < 0 or (self.count is not None and not 0 <= self.count <= self.num):
+            raise InputError(f"`count` must lie between 0 and `num`, got {self.count}, {self.num}.")
+        if self.count is not None and self.num and self.value is not None:
+            share = self.count / self.num
+            if not math.isclose(self.value, share, abs_tol=1e-9):
+                raise InputError(f"`value` must be `count` / `num`, got {self.value}.")
+        if (self.low is None) != (self.high is None) or (self.low is None) != (
+            self.interval is None
+        ):
+            raise InputError("`low`, `high` and `interval` must be given together, or none.")
+        if self.low is not None and self.high is not None:
+            inside = self.value is not None and self.low <= self.high
+            if not inside:
+                raise InputError(f"`low` must not exceed `high`: {self.low}, {self.high}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison(_Row):
+    """How one number of a model differs from that of another on the same prompts."""
+
+    suite: str
+    kind: str
+    condition: str
+    metric: str
+    judge: str | None
+    against: str
+    """The name of the other model."""
+
+    num: int
+    """Prompts that both were asked, and both answers judged."""
+
+    difference: float | None
+    """This model minus the other, -1 to 1."""
+
+    low: float | None
+    high: float | None
+    interval: str | None
+    p_value: float | None
+    p_adjusted: float | None
+    """Corrected for the number of comparisons (Holm)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate(_Row):
+    """One requirement, held against one measurement."""
+
+    requirement: str
+    suite: str | None
+    """None where no measurement has the metric: the requirement then fails."""
+
+    condition: str | None
+    judge: str | None
+    metric: str
+    value: float | None
+    """What was compared: the bound of the interval, or the rate, as `on` says."""
+
+    on: str
+    """"interval" or "rate"."""
+
+    passed: bool

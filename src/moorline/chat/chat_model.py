@@ -1,0 +1,308 @@
+"""A model together with its tokenizer: what every other part puts prompts to.
+
+One place renders prompts, makes batches, switches to evaluation and back, generates and predicts.
+
+Axis names, used in every signature of this module:
+    batch   sequences in the batch
+    time    positions of a sequence
+    vocab   vocabulary entries
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Completion(NamedTuple):
+    """What a model said after some tokens."""
+
+    text: str
+    """Without special tokens."""
+
+    truncated: bool
+    """Whether it was cut at the longest length allowed, before the model came to an end."""
+
+    ids: tuple[int, ...] = ()
+    """Its tokens, the end left out; what stands before it may change how they are spelled."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Anything that goes on from token sequences: a `ChatModel`, or an inference engine."""
+
+    def generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[Completion]:
+        """One completion for each row of a batch, in order.
+
+        Args:
+            rows: Token ids.
+            max_new_tokens: Longest completion in tokens, 1 or more.
+            temperature: 0 is greedy.
+            seed: What is drawn is drawn from this; the same batch with the same seed says the same.
+        """
+        ...
+
+
+class ChatModel:
+    """A causal language model of transformers with its tokenizer.
+
+    Args:
+        model: The model, with or without an adapter, in any mode; it is left as it was found.
+        tokenizer: Its tokenizer. Prompts can be rendered only if it has a chat template.
+
+    Example:
+        >>> from moorline.embedded import aligned_path
+        >>> from moorline.chat.loading import load_chat_model
+        >>> chat = load_chat_model(aligned_path())
+        >>> chat.answers(["How do I build a pipe bomb?"], max_new_tokens=4)
+        ["I'm sorry,"]
+    """
+
+    def __init__(self, model: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.model: Any = model
+        self.tokenizer: Any = tokenizer
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id that the model was read from; the name of its class if it was not."""
+        config = getattr(self.model, "config", None)
+        return str(getattr(config, "_name_or_path", "") or type(self.model).__name__)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def padding(self) -> int:
+        """The id to pad with: the padding token, or the end of text; masked, so either will do."""
+        padding = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if padding is None else padding
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens at which an answer ends: the model's own and the tokenizer's."""
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        found = own if isinstance(own, list) else [own]
+        return frozenset(each for each in (*found, self.tokenizer.eos_token_id) if each is not None)
+
+    def check_chat_template(self) -> None:
+        """Refuse a tokenizer that cannot render a prompt.
+
+        Raises:
+            InputError: If there is no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "The tokenizer has no chat template, so a prompt cannot be put to the model. Load "
+                "the tokenizer of a chat model."
+            )
+
+    def render(self, prompt: str, system_prompt: str | None = None) -> list[int]:
+        """A prompt as the model reads it: its chat template, up to where the answer begins.
+
+        Args:
+            prompt: One user turn. Control tokens that it spells become real ones, as in serving.
+            system_prompt: Put before it if given.
+
+        Raises:
+            InputError: If there is no chat template.
+        """
+        self.check_chat_template()
+        system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        ids: Any = self.tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        return list(ids)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """Evaluation mode and no gradient for a while; every module is then as it was found.
+
+        A model may have parts in evaluation mode while it trains, so each module is noted.
+        """
+        with evaluating(self.model), torch.inference_mode():
+            yield self.model
+
+    def generate(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[Completion]:
+        """One completion for each row of a batch, in order; see `Generator`."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        # The chance of whoever calls stays as it would be.
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(seed)
+            written = self._continued(rows, max_new_tokens, temperature).sequences
+        found = []
+        for ids in written[:, max(map(len, rows)) :].tolist():
+            length = next((n for n, each in enumerate(ids) if each in self.ends), None)
+            kept = tuple(ids if length is None else ids[:length])
+            text = self.tokenizer.decode(kept, skip_special_tokens=True)
+            found.append(Completion(text, truncated=length is None, ids=kept))
+        return found
+
+    def next_token_nats(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "batch vocab"]:
+        """Log-probabilities of the token that comes next, one row per sequence, in float32.
+
+        It is one step of `generate`: transformers knows how each architecture counts positions
+        under left padding, and computes logits at the last position only.
+        """
+        step = self._continued(rows, max_new_tokens=1, temperature=0.0, output_logits=True)
+        return step.logits[0].float().log_softmax(dim=-1)
+
+    def answers(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 128,
+        batch_size: int = 32,
+        system_prompt: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[str]:
+        """Greedy answers to prompts, in their order; prompts of like length are asked together.
+
+        Args:
+            prompts: One user turn each.
+            max_new_tokens: Longest answer in tokens, 1 or more.
+            batch_size: Prompts per batch, 1 or more.
+            system_prompt: Put before each prompt if given.
+            progress: Called with the number of answers done since the last call.
+
+        Raises:
+            InputError: If there is no chat template or an argument is out of range.
+        """
+        check_sizes(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        rows = [self.render(prompt, system_prompt) for prompt in prompts]
+        answers = [""] * len(prompts)
+        for batch in in_batches(rows, batch_size):
+            found = self.generate([rows[place] for place in batch], max_new_tokens=max_new_tokens)
+            for place, each in zip(batch, found, strict=True):
+                answers[place] = each.text
+            if progress is not None:
+                progress(len(batch))
+        return answers
+
+    def _continued(
+        self, rows: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, **more: Any
+    ) -> Any:
+        from transformers import GenerationConfig
+
+        ids, mask = left_padded(rows, self.padding)
+        # A model's own generation settings (suppressed tokens, beams, penalties) would bend what
+        # is measured: these replace all of them.
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            top_k=0 if temperature > 0 else None,
+            pad_token_id=self.padding,
+            eos_token_id=sorted(self.ends) or None,
+            return_dict_in_generate=True,
+            **more,
+        )
+        with self.evaluating() as model, _own_settings(model, settings):
+            return model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                generation_config=settings,
+            )
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        InputError: If one is; names it.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"`{name}` must be 1 or more, got {size}.")
+
+
+def in_batches(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """The places of rows, in batches of like length, so that little is padded.
+
+    Example:
+        >>> in_batches([[1, 2, 3], [4], [5, 6]], 2)
+        [[1, 2], [0]]
+    """
+    order = sorted(range(len(rows)), key=lambda place: (len(rows[place]), place))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], padding: int
+) -> tuple[Int64[Tensor, "batch time"], Int64[Tensor, "batch time"]]:
+    """Token ids of one batch, padded on the left, and 1 where they are no padding.
+
+    Example:
+        >>> left_padded([[5, 6], [7]], 0)
+        (tensor([[5, 6],
+                [0, 7]]), tensor([[1, 1],
+                [0, 1]]))
+    """
+
+    def padded(rows: list[Tensor], value: int) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=value, padding_side="left"
+        )
+
+    ids = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return padded(ids, padding), padded([torch.ones_like(row) for row in ids], 0)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, module by module: dropout would make what is read noisy."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _own_settings(model: Any, settings: Any) -> Iterator[None]:
+    """Put generation settings in place of a model's own for a while, adapter wrappers included.
+
+    `generate` fills what is unset in the settings that it is given from the model's own.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    holders = list({id(each): each for each in (model, base)}.values())
+    before = [vars(each).get("generation_config") for each in holders]
+    for each in holders:
+        each.generation_config = settings
+    try:
+        yield
+    finally:
+        for each, its in zip(holders, before, strict=True):
+            if its is None:  # an adapter wrapper has none of its own, and shows the base's
+                del each.generation_config
+            else:
+                each.generation_config = its

@@ -1,0 +1,1 @@
+"""What the command line does: words to calls, files to folders."""

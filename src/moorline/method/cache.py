@@ -1,0 +1,167 @@
+"""z0 on disk, read with each batch in place of a reference.
+
+A cache is a folder of Arrow shards and one `cache.json`, which says what it was made from. Each row
+of the prepared data has its safety logits there under a key made from the row's own tokens, so a
+cache serves any order of the rows: later epochs, seeds, weights and batch sizes. `cache_job.py`
+makes one.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..provenance import read_json, sha256_of
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Precisions that a cache can be kept in, by name."""
+
+COLUMN = "str_reference_logits"
+"""What carries z0 in a batch, from the data collator to the constraint."""
+
+MANIFEST = "cache.json"
+"""The file that says what a cache was made from, and which shards it has."""
+
+KEYED = (
+    "input_ids", "labels", "seq_lengths", "position_ids", "completion_mask", "assistant_masks",
+)  # fmt: skip
+"""The columns that a row is known by: what the model reads, and where the responses are."""
+Collate = Callable[[list[Any]], Any]
+"""A data collator: examples to a batch."""
+
+
+def key_of(example: Mapping[str, Any]) -> bytes:
+    """What a row of the prepared data is known by: a hash of its tokens, labels and borders."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in KEYED:
+        if example.get(name) is not None:
+            values = np.asarray(example[name], dtype=np.int64)
+            digest.update(f"{name}:{values.size};".encode() + values.tobytes())
+    return digest.digest()
+
+
+class Cache:
+    """Safety logits of a data set, memory-mapped.
+
+    Costs no memory beyond the pages that are being read, and no pass of a reference.
+
+    Raises:
+        InputError: If the folder holds no finished cache, or a file of it is not as it was written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = read_json(self.folder / MANIFEST, "reference cache")
+        if manifest.get("status") != "finished":
+            raise InputError(f"{self.folder}: the reference cache is not finished. Run it again.")
+        self.parts: dict[str, str] = manifest["parts"]
+        self.num_safety: int = manifest["num_safety"]
+        self.dtype: str = manifest["dtype"]
+        for name, shard in manifest["shards"].items():
+            check_shard(self.folder / name, shard)
+        self._values = _concatenated([self.folder / name for name in sorted(manifest["shards"])])
+        keys = np.array(self._values.column("key").to_pylist(), dtype="V16")
+        self._order = np.argsort(keys)
+        self._keys = keys[self._order]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, key: bytes) -> int | None:
+        """The place of a row in the cache; None if it is not there."""
+        wanted = np.array([key], dtype="V16")
+        place = int(np.searchsorted(self._keys, wanted)[0])
+        if place < len(self._keys) and self._keys[place] == wanted[0]:
+            return int(self._order[place])
+        return None
+
+    def values(self, place: int) -> np.ndarray:
+        """The bytes of one row's safety logits."""
+        return np.frombuffer(self._values.column("values")[place].as_buffer(), dtype=np.uint8)
+
+
+class WithReference:
+    """A data collator that adds z0 from caches to what another collator makes of the examples.
+
+    Raises:
+        InputError: If a row is in none of the caches.
+    """
+
+    def __init__(self, inner: Collate, caches: Sequence[Cache]) -> None:
+        self.inner, self.caches = inner, tuple(caches)
+
+    def __call__(self, examples: list[Any]) -> Any:
+        """The batch, with z0 of its rows one after another under `COLUMN`."""
+        found = [self._values(key_of(example)) for example in examples]
+        batch = self.inner(examples)
+        cache = self.caches[0]
+        flat = torch.from_numpy(np.concatenate(found)).view(DTYPES[cache.dtype])
+        batch[COLUMN] = flat.view(-1, cache.num_safety)
+        return batch
+
+    def _values(self, key: bytes) -> np.ndarray:
+        for cache in self.caches:
+            if (place := cache.find(key)) is not None:
+                return cache.values(place)
+        raise InputError(
+            "A row of the data is not in the reference cache: it was not among the data sets given "
+            "to the trainer, or they change from one reading to the next. Give it to the trainer "
+            "too, or use another `str_reference`."
+        )
+
+
+class Cached:
+    """z0 as read from disk with each batch.
+
+    Costs |S| numbers per response token on disk, one pass before training, and nothing after. In
+    low precision the pass sees other batches than training does, so the drift of an untouched model
+    is not 0 but a small floor: about 1e-3 squared logits in bfloat16, 1e-11 in float32.
+    """
+
+    name = "cached"
+
+    def __init__(self, caches: Sequence[Cache]) -> None:
+        self.caches = tuple(caches)
+
+    def safety_logits(
+        self, model: nn.Module, inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "position safety"]:
+        """z0 at `positions` of the batch, as its collator read it."""
+        if COLUMN not in inputs:
+            raise InputError(
+                "The batch has no cached safety logits: `data_collator` was replaced after the "
+                "trainer was built. Give it to the trainer when building it."
+            )
+        found = inputs[COLUMN]
+        if len(found) != int(positions.sum()):
+            raise InputError(
+                f"The reference cache has {len(found)} positions for a batch of "
+                f"{int(positions.sum())}: the data collator changes rows at random or cuts them. "
+                "Use another `str_reference`."
+            )
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def check_shard(path: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a shard that is not as it was written.
+
+    Raises:
+        InputError: If it is missing, cut short or edited; names it.
+    """
+    if not path.is_file() or sha256_of(path) != record["sha256"]:
+        raise InputError(
+            f"{path}: a file of the reference cache is missing, cut short or edited. Remove the "
+            "folder, and the next run computes it again."
+        )
+
+
+def _concatenated(paths: Sequence[Path]) -> Any:
+    from datasets import Dataset, concatenate_datasets
+
+    return concatenate_datasets([Dataset.from_file(str(path)) for path in paths]).data

@@ -1,0 +1,374 @@
+"""The pass that fills a cache: every row's z0 computed once, before training.
+
+Shards are written whole or not at all; a pass that was killed goes on after its last shard.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..chat.conversation import positions_of_batch
+from ..errors import InputError, PrerequisiteError, unknown_choice
+from ..provenance import fingerprint, now, read_json, sha256_of, write_json
+from .cache import DTYPES, KEYED, MANIFEST, Cache, Collate, check_shard, key_of
+from .positions import Held
+from .reference import Reference
+
+_log = logging.getLogger(__name__)
+
+# What a killed pass loses at most; small enough to be seconds of work on most machines.
+_SHARD_BYTES = 1 << 26
+_SHARD_ROWS = 4096
+# What a batch may hold beside: all of it follows from the columns above.
+_FOLLOWS = (
+    "attention_mask", "shift_labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+    "max_length_k", "seq_idx",
+)  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """What a pass over a data set would compute, told before it is computed."""
+
+    keys: np.ndarray
+    """One key of 16 bytes for each distinct row, in the order of the pass. Shape `(row,)`."""
+
+    rows: np.ndarray
+    """Where each of them first stands in the data set. Shape `(row,)`, int64."""
+
+    num_positions: np.ndarray
+    """How many positions of each are held. Shape `(row,)`, int64."""
+
+    def bytes(self, num_safety: int, dtype: str) -> int:
+        """Size of the safety logits on disk."""
+        return int(self.num_positions.sum()) * num_safety * DTYPES[dtype].itemsize
+
+
+def why_not(dataset: Any, collate: Collate) -> str | None:
+    """Why the rows of a data set cannot be cached; None if they can."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        return "a data set is a stream, whose rows cannot be read twice"
+    if not len(dataset):
+        return "a data set is empty"
+    example = dataset[0]
+    if not isinstance(example, Mapping) or "input_ids" not in example:
+        return "the rows of a data set are tokenized only as they are loaded"
+    batch = collate([example])
+    other = sorted(
+        name
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name not in (*KEYED, *_FOLLOWS)
+    )
+    return f"a batch holds {other[0]!r}, which no row is known by" if other else None
+
+
+def plan(dataset: Any, collate: Collate, held: Held) -> Plan:
+    """Read the prepared data once and lay out the pass: like lengths together, each row once.
+
+    Args:
+        dataset: Prepared rows, as the trainer's data loader would see them.
+        collate: The trainer's data collator; what it makes of a row says which positions are held.
+        held: Which response positions are held.
+    """
+    first: dict[bytes, tuple[int, int, int]] = {}
+    for index in range(len(dataset)):
+        example = dataset[index]
+        key = key_of(example)
+        if key not in first:
+            positions = held(positions_of_batch(collate([example])))
+            first[key] = (len(example["input_ids"]), index, int(positions.sum()))
+    # Sorted by length, and by key among equals: the same pass, whatever order the data came in.
+    order = sorted(first, key=lambda key: (first[key][0], key))
+    return Plan(
+        np.array(order, dtype="V16"),
+        np.array([first[key][1] for key in order], dtype=np.int64),
+        np.array([first[key][2] for key in order], dtype=np.int64),
+    )
+
+
+class Pass(NamedTuple):
+    """How to compute what a plan lacks."""
+
+    reference: Reference
+    model: nn.Module
+    dataset: Any
+    collate: Collate
+    held: Held
+    num_safety: int
+    batch_size: int
+    device: torch.device
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    """As training does."""
+
+    advance: Callable[[int], Any]
+    """Called with the number of rows done since the last call."""
+
+
+def build(
+    folder: str | Path,
+    parts: Mapping[str, str],
+    planned: Plan,
+    work: Pass,
+    dtype: str,
+    *,
+    process: int = 0,
+    num_processes: int = 1,
+    wait: Callable[[], None] = lambda: None,
+) -> Cache:
+    """The cache in a folder: opened if it is there, gone on with if it was begun, or begun.
+
+    Args:
+        folder: Where it is or comes to be. With several processes, one that all of them see.
+        parts: What it is made from, by name: weights, data, tokens, ... Anything that differs is
+            refused by that name.
+        planned: The rows.
+        work: How to compute them.
+        dtype: A name of `DTYPES`.
+        process: Which of several processes this is; each computes its share of the shards.
+        num_processes: How many there are.
+        wait: Returns once every process has called it.
+
+    Raises:
+        InputError: If the folder holds a cache of something else, or a damaged file; says which.
+        PrerequisiteError: If the disk is full. What was written before stays usable.
+    """
+    if dtype not in DTYPES:
+        raise unknown_choice("`str_cache_dtype`", dtype, DTYPES)
+    folder = Path(folder)
+    shards = _shards(planned, work.num_safety, dtype)
+    manifest = {
+        "schema": 1,
+        "status": "begun",
+        "parts": dict(parts),
+        "dtype": dtype,
+        "num_safety": work.num_safety,
+        "num_rows": len(planned.keys),
+        "num_positions": int(planned.num_positions.sum()),
+        "bytes": planned.bytes(work.num_safety, dtype),
+        "at": now(),
+    }
+    if process == 0:
+        _claim(folder, manifest)
+    wait()
+    if not (folder / MANIFEST).is_file():
+        raise PrerequisiteError(
+            f"{folder}: the first process began a cache there, and this one does not see it. Set "
+            "`str_cache_dir` to a folder that all processes share."
+        )
+    if read_json(folder / MANIFEST, "reference cache").get("status") == "finished":
+        return Cache(folder)
+    missing = []
+    for number, (name, span) in enumerate(shards.items()):
+        record = folder / f"{name}.json"
+        if record.is_file():
+            check_shard(folder / name, read_json(record, "record of a shard"))
+        elif number % num_processes == process:
+            missing.append((name, span))
+    if missing:
+        _say_cost(folder, manifest, planned, missing, work)
+    for name, span in missing:
+        try:
+            _write_shard(folder / name, planned, span, work, dtype)
+        except OSError as error:
+            raise PrerequisiteError(
+                f"{folder / name}: cannot be written ({error.strerror or error}). The cache needs "
+                f"{manifest['bytes'] / 1e9:.2f} GB; free room, or set `str_cache_dir` or "
+                "`str_cache_dtype`. What is there already stays, and the next run goes on from it."
+            ) from error
+    wait()
+    if process == 0:
+        records = {}
+        for name in shards:
+            if not (folder / f"{name}.json").is_file():
+                raise PrerequisiteError(
+                    f"{folder / name}: another process wrote it where this one cannot see it. Set "
+                    "`str_cache_dir` to a folder that all processes share."
+                )
+            records[name] = read_json(folder / f"{name}.json", "record of a shard")
+        errors = [record["rounding"] for record in records.values()]
+        manifest |= {"status": "finished", "at": now(), "shards": records}
+        manifest["rounding"] = {
+            "max_abs": max((each["max_abs"] for each in errors), default=0.0),
+            "mean_square": sum(each["sum_square"] for each in errors)
+            / max(1, manifest["num_positions"] * work.num_safety),
+        }
+        write_json(folder / MANIFEST, manifest)
+        _log.info(
+            "Reference cache finished: %s; kept as %s, rounded by %.2g at most (mean square %.2g).",
+            folder, dtype, manifest["rounding"]["max_abs"], manifest["rounding"]["mean_square"],
+        )  # fmt: skip
+    wait()
+    return Cache(folder)
+
+
+def _claim(folder: Path, manifest: dict[str, Any]) -> None:
+    """Begin a cache in a folder, or refuse what is there by the first part that differs."""
+    if not (folder / MANIFEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, manifest["bytes"])
+        write_json(folder / MANIFEST, manifest)
+        return
+    there = read_json(folder / MANIFEST, "reference cache")
+    wanted = {**manifest["parts"], "dtype": manifest["dtype"]}
+    found = {**there.get("parts", {}), "dtype": there.get("dtype")}
+    differ = sorted(
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    )
+    if differ:
+        raise InputError(
+            f"`str_cache_dir` {folder} holds the safety logits of something else (different: "
+            f"{', '.join(differ)}). Give another folder, or remove this one."
+        )
+    if there.get("status") != "finished":
+        for path in folder.glob("*.part"):
+            if not _is_running(int(path.name.split(".")[-2])):
+                path.unlink(missing_ok=True)
+        _check_room(folder, manifest["bytes"])
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    there = sum(path.stat().st_size for path in folder.glob("*.arrow"))
+    free = shutil.disk_usage(folder).free
+    if needed - there > free:
+        raise PrerequisiteError(
+            f"The reference cache needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB "
+            "are free. Free room, set `str_cache_dir`, or halve it with `str_cache_dtype` float16."
+        )
+
+
+def _say_cost(
+    folder: Path,
+    manifest: dict[str, Any],
+    planned: Plan,
+    missing: list[tuple[str, tuple[int, int]]],
+    work: Pass,
+) -> None:
+    """Tell what the pass will take, by the time of one batch from its middle."""
+    middle = len(planned.rows) // 2
+    chosen = planned.rows[middle : middle + work.batch_size]
+    began = time.monotonic()
+    _compute([work.dataset[int(each)] for each in chosen], work)
+    rows = sum(stop - start for _, (start, stop) in missing)
+    seconds = (time.monotonic() - began) * rows / len(chosen)
+    _log.warning(
+        "Reference cache: %d rows with %d response tokens, %.3g GB in %s; this process has %d rows "
+        "to do, about %.0f s.",
+        manifest["num_rows"], manifest["num_positions"], manifest["bytes"] / 1e9, folder, rows,
+        seconds,
+    )  # fmt: skip
+
+
+def _shards(planned: Plan, num_safety: int, dtype: str) -> dict[str, tuple[int, int]]:
+    """The spans of rows that make a shard each, by file name: the same for the same plan."""
+    size = planned.num_positions * num_safety * DTYPES[dtype].itemsize
+    spans, start, held = [], 0, 0
+    for index, each in enumerate(size.tolist()):
+        if index > start and (held + each > _SHARD_BYTES or index - start >= _SHARD_ROWS):
+            spans.append((start, index))
+            start, held = index, 0
+        held += each
+    spans.append((start, len(size)))
+    return {
+        f"shard-{number:05d}-of-{len(spans):05d}.arrow": span for number, span in enumerate(spans)
+    }
+
+
+def _write_shard(path: Path, planned: Plan, span: tuple[int, int], work: Pass, dtype: str) -> None:
+    from datasets import Features, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    features = Features({"key": Value("binary"), "values": Value("large_binary")})
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    max_abs, sum_square = 0.0, 0.0
+    try:
+        # A writer of our own stream: what it holds is on the disk before the file gets its name.
+        with part.open("wb") as stream:
+            writer = ArrowWriter(stream=stream, features=features)
+            for start in range(*span, work.batch_size):
+                indices = range(start, min(start + work.batch_size, span[1]))
+                values = _compute([work.dataset[int(planned.rows[each])] for each in indices], work)
+                kept = values.to(DTYPES[dtype])
+                if not torch.isfinite(kept).all():
+                    raise InputError(
+                        f"A safety logit of the reference is not finite as {dtype}. Use "
+                        "`str_cache_dtype` float32, and check the model."
+                    )
+                rounding = (kept.to(values.dtype) - values).abs().double()
+                max_abs = max(max_abs, rounding.max().item() if rounding.numel() else 0.0)
+                sum_square += rounding.square().sum().item()
+                counts = planned.num_positions[start : indices.stop].tolist()
+                for index, rows in zip(indices, kept.split(counts), strict=True):
+                    raw = rows.contiguous().view(torch.uint8).numpy().tobytes()
+                    writer.write({"key": planned.keys[index].tobytes(), "values": raw})
+                work.advance(len(indices))
+            writer.finalize(close_stream=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        record = {
+            "sha256": sha256_of(part),
+            "num_rows": span[1] - span[0],
+            "rounding": {"max_abs": max_abs, "sum_square": sum_square},
+        }
+        os.replace(part, path)
+        write_json(path.with_name(f"{path.name}.json"), record)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _compute(examples: list[Any], work: Pass) -> Tensor:
+    """Safety logits of some rows, one after another, on the CPU. Shape `(position, safety)`."""
+    batch = {
+        name: value.to(work.device) if isinstance(value, Tensor) else value
+        for name, value in work.collate(examples).items()
+    }
+    positions = work.held(positions_of_batch(batch))
+    if not positions.any():
+        return torch.zeros(0, work.num_safety)
+    with work.autocast():
+        return work.reference.safety_logits(work.model, batch, positions).cpu()
+
+
+def folder_of(root: str | Path | None, parts: Mapping[str, str], dtype: str, role: str) -> Path:
+    """Where a cache lies: in the folder that was asked for, or beside the prepared data sets.
+
+    Args:
+        root: `str_cache_dir`, or None for a folder of its own for each content in the cache of
+            `datasets`.
+        parts: What the cache is made from.
+        dtype: Its precision.
+        role: Which data set it belongs to ("train", "eval"); names the folder inside `root`.
+    """
+    if root is not None:
+        return Path(root) / role
+    import datasets
+
+    name = fingerprint([*(f"{key}={parts[key]}" for key in sorted(parts)), dtype])[:24]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "moorline" / name
+
+
+def data_fingerprint(planned: Plan) -> str:
+    """SHA-256 of the rows of a data set, whatever their order."""
+    order = np.argsort(planned.keys)
+    digest = hashlib.sha256(planned.keys[order].tobytes())
+    digest.update(planned.num_positions[order].tobytes())
+    return digest.hexdigest()

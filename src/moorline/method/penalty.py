@@ -1,0 +1,106 @@
+"""The drift: how far the safety logits of the model have moved from those of the reference.
+
+Axis names, used in every signature of this module:
+    position   response positions that count, of all rows of a batch in order
+    safety     vocabulary entries listed in a `SafetyTokens`
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..errors import unknown_choice
+
+
+class DriftSum(NamedTuple):
+    """A drift added up over positions, with the count that it was added up over.
+
+    The two travel together so that one place, the constraint, divides: by the count over all
+    devices and accumulated micro-batches, not by the count of one of them.
+    """
+
+    total: Float[Tensor, ""]
+    """Sum over positions of the drift at one position, in squared logits or squared nats. Carries
+    the gradient."""
+
+    num_positions: Int64[Tensor, ""]
+    """Number of positions added up."""
+
+    max_abs: Float[Tensor, ""]
+    """Largest |z - z0| of any position and safety token; detached, 0 without positions."""
+
+
+def squared_drift(
+    safety_values: Float[Tensor, "position safety"],
+    reference_values: Float[Tensor, "position safety"],
+) -> DriftSum:
+    r"""Squared difference of what is held, logits or log-probabilities of the safety tokens.
+
+        drift(t) = mean over v in S of (z(v,t) - z0(v,t))^2
+        total    = sum over t of drift(t)
+
+    It is exactly 0, and so is its gradient, where the two are equal.
+
+    What it cannot see, for logits: softmax is blind to a common shift, so while these logits stand
+    still all other logits may rise, and the probability of the safety tokens then falls with the
+    drift at 0. Log-probabilities have no such hole. For both: any token outside S.
+
+    Args:
+        safety_values: z, of the model in training. Shape `(position, safety)`, any float dtype;
+            gradients flow to these only.
+        reference_values: z0, of the frozen aligned model in the same contexts; detached here. Same
+            shape.
+
+    Returns:
+        The sum in float32 (float64 for float64 values), the number of positions, and the largest
+        difference. Without positions the sum is exactly 0 and still attached to the graph.
+
+    Source:
+        Safety token regularization: Bach and Tran 2026, arXiv:2604.17210, Eq. 2-3, on logits.
+        Whether the paper's Eq. 2 sums or averages over S is not known to us; we average. On
+        log-probabilities: ours, to close the hole above.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+        >>> z0 = torch.tensor([[1.0, 4.0], [1.0, -1.0]])
+        >>> squared_drift(z, z0)  # (0 + 4) / 2 + (1 + 1) / 2
+        DriftSum(total=tensor(3.), num_positions=tensor(2), max_abs=tensor(2.))
+    """
+    # bfloat16 carries 8 significant bits: a small difference of large logits would round away.
+    dtype = torch.promote_types(safety_values.dtype, torch.float32)
+    difference = safety_values.to(dtype) - reference_values.detach().to(dtype)
+    magnitude = difference.detach().abs()
+    return DriftSum(
+        total=difference.square().mean(dim=-1).sum(),
+        num_positions=torch.tensor(difference.shape[0], device=difference.device),
+        max_abs=magnitude.amax() if magnitude.numel() else magnitude.new_zeros(()),
+    )
+
+
+class Form(NamedTuple):
+    """A member of the family: what is held, and how its drift is measured."""
+
+    drift: Callable[[Tensor, Tensor], DriftSum]
+    normalised: bool
+    """Whether log-probabilities over the whole vocabulary are held, rather than logits."""
+
+
+FORMS: dict[str, Form] = {
+    "logit": Form(squared_drift, normalised=False),
+    "logprob": Form(squared_drift, normalised=True),
+}
+"""The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole."""
+
+
+def form(name: str) -> Form:
+    """The form of the drift called `name`.
+
+    Raises:
+        InputError: If there is none of that name; names the nearest.
+    """
+    if name not in FORMS:
+        raise unknown_choice("`str_form`", name, FORMS)
+    return FORMS[name]

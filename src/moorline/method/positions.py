@@ -1,0 +1,174 @@
+"""Where in a batch the drift is measured, and the part of the batch that the reference must read.
+
+Axis names, used in every signature of this module:
+    batch   sequences in the batch
+    time    positions; position t holds the logits that predict token t + 1
+
+A *document* is what attention keeps to itself: a row of a padded batch, or a stretch of the one row
+of a padding-free batch, where `position_ids` begin anew.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from ..errors import InputError
+
+# Where attention kernels are told of the documents of a padding-free row; told from `position_ids`
+# where these are absent.
+_BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+_FIRST = re.compile(r"first:([1-9]\d*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Which response positions are held: all of them, or the first few of each response.
+
+    Example:
+        >>> Held.parse("first:16").first
+        16
+    """
+
+    first: int | None = None
+    """How many positions of each response, counted from its first token; all if None."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Held":
+        """Read 'all' or 'first:K'.
+
+        Raises:
+            InputError: If it is neither.
+        """
+        if text == "all":
+            return cls()
+        if found := _FIRST.fullmatch(text):
+            return cls(int(found.group(1)))
+        raise InputError(
+            f"`str_positions` must be 'all' or 'first:K' with K of 1 or more, got {text!r}."
+        )
+
+    def __call__(self, positions: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
+        """The positions among `positions` that are held.
+
+        A response is a stretch of neighbouring response positions; a conversation of several turns
+        has several.
+
+        Example:
+            >>> Held(1)(torch.tensor([[False, True, True, False, True]])).int()
+            tensor([[0, 1, 0, 0, 1]], dtype=torch.int32)
+        """
+        if self.first is None:
+            return positions
+        return positions & (places(positions) <= self.first)
+
+
+def places(positions: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:
+    """How far into its response each response position stands, from 1; 0 elsewhere.
+
+    Example:
+        >>> places(torch.tensor([[False, True, True, False, True]]))
+        tensor([[0, 1, 2, 0, 1]])
+    """
+    place = torch.arange(1, positions.shape[1] + 1, device=positions.device)
+    # The last place that is no response position, so far: the count of a response starts there.
+    return place - torch.where(positions, 0, place).cummax(dim=1).values
+
+
+def draw_rows(
+    inputs: Mapping[str, Any],
+    positions: Bool[Tensor, "batch time"],
+    fraction: float,
+    generator: torch.Generator,
+) -> Bool[Tensor, "batch time"]:
+    """The positions of a random part of the documents of a batch.
+
+    Of n documents, fraction * n are drawn without replacement, rounded up or down at random such
+    that this is the number on average. Each document is then drawn with probability `fraction`,
+    whatever n is, so that a sum over the drawn ones divided by `fraction` has the sum over all as
+    its mean.
+
+    Args:
+        inputs: The batch, for its borders between documents.
+        positions: Positions to choose from.
+        fraction: Above 0, up to 1.
+        generator: Where chance comes from; on the CPU.
+
+    Returns:
+        `positions`, and False in documents that were not drawn.
+    """
+    documents = _documents(inputs, positions)
+    num = int(documents.max()) + 1
+    expected = fraction * num
+    drawn = math.floor(expected + torch.rand((), generator=generator).item())
+    chosen = torch.zeros(num, dtype=torch.bool)
+    chosen[torch.randperm(num, generator=generator)[:drawn]] = True
+    return positions & chosen.to(positions.device)[documents]
+
+
+def needed_part(
+    inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
+) -> tuple[dict[str, Any], Bool[Tensor, "part_batch part_time"]]:
+    """The smallest part of a batch in which the logits at some positions are what they were.
+
+    Documents without such a position are left out, and what follows the last such position of
+    every row, or of each document of a padding-free row: attention looks back only. Never less
+    than one token is left, so that every process of a sharded model still takes part in the pass.
+
+    Args:
+        inputs: The batch as the host hands it to the model.
+        positions: Where logits are wanted.
+
+    Returns:
+        The part, and the positions in it, in the same order. The whole batch where it holds a
+        tensor that cannot be cut along batch and time.
+    """
+    batch, time = positions.shape
+    whole = dict(inputs)
+    if _is_padding_free(inputs):
+        inputs = {name: value for name, value in inputs.items() if name not in _BORDERS}
+    along = {name for name, value in inputs.items() if _runs_along(value, batch, time)}
+    if any(isinstance(value, Tensor) and name not in along for name, value in inputs.items()):
+        return whole, positions
+    if _is_padding_free(inputs):
+        documents = _documents(inputs, positions)[0]
+        place = torch.arange(time, device=positions.device)
+        last = torch.full((int(documents.max()) + 1,), -1, device=positions.device)
+        last = last.scatter_reduce(0, documents, torch.where(positions[0], place, -1), "amax")
+        kept = place <= last[documents]
+        kept[0] |= ~kept.any()
+        part = {name: inputs[name][:, kept] if name in along else inputs[name] for name in inputs}
+        return part, positions[:, kept]
+    rows, columns = positions.any(dim=1), positions.any(dim=0)
+    rows[0] |= ~rows.any()
+    end = int(columns.nonzero().max()) + 1 if columns.any() else 1
+    part = {name: inputs[name][rows, :end] if name in along else inputs[name] for name in inputs}
+    return part, positions[rows, :end]
+
+
+def _runs_along(value: Any, batch: int, time: int) -> bool:
+    return isinstance(value, Tensor) and value.shape == (batch, time)
+
+
+def _is_padding_free(inputs: Mapping[str, Any]) -> bool:
+    """Whether the batch is one row in which `position_ids` alone tell documents apart."""
+    ids = inputs.get("position_ids")
+    return ids is not None and ids.shape[0] == 1 and inputs.get("attention_mask") is None
+
+
+def _documents(
+    inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
+) -> Int64[Tensor, "batch time"]:
+    """The number of the document, from 0, that each token belongs to."""
+    if _is_padding_free(inputs):
+        begins = inputs["position_ids"] == 0
+        begins[:, 0] = True
+        return begins.long().cumsum(dim=1) - 1
+    rows = torch.arange(positions.shape[0], device=positions.device)
+    return rows[:, None].expand(positions.shape)

@@ -1,0 +1,167 @@
+"""The artifact: the vocabulary entries that an aligned model refuses by, with their birth."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..errors import InputError
+from ..provenance import fingerprint, read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SCHEMA = 1
+
+
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A hash of a tokenizer's vocabulary: every string with its id, in order of the ids.
+
+    Two tokenizers with one fingerprint give each id the same string. What it does not see: merges,
+    normalisation and the chat template.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return fingerprint(f"{index}\t{string}" for string, index in vocabulary)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SafetyTokens:
+    """Safety tokens: the vocabulary entries whose logits are held, and how they were found.
+
+    Raises:
+        InputError: If the set is empty, ids repeat or lie outside the vocabulary, or lists differ
+            in length.
+
+    Example:
+        >>> tokens = SafetyTokens(
+        ...     ids=(5, 9), strings=(" sorry", " cannot"), scores=(0.9, 0.4), vocab_size=16
+        ... )
+        >>> len(tokens), tokens.tensor().tolist()
+        (2, [5, 9])
+    """
+
+    ids: tuple[int, ...]
+    """Vocabulary ids, best first."""
+
+    strings: tuple[str, ...]
+    """What each id decodes to."""
+
+    scores: tuple[float, ...]
+    """How strongly each was found (`mining.py` says in what unit); larger is stronger."""
+
+    vocab_size: int
+    """Number of rows of the head of the model that they were mined from."""
+
+    templates: tuple[str, ...] = ()
+    """Rejection templates that they were mined from."""
+
+    tokenizer_fingerprint: str | None = None
+    """`tokenizer_fingerprint` of the tokenizer; None means that it is not checked."""
+
+    mined: dict[str, Any] = field(default_factory=dict)
+    """How they were mined: method, model, settings, versions. For people; nothing reads it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(int(index) for index in self.ids))
+        object.__setattr__(self, "strings", tuple(self.strings))
+        object.__setattr__(self, "scores", tuple(float(score) for score in self.scores))
+        object.__setattr__(self, "templates", tuple(self.templates))
+        if not self.ids:
+            raise InputError(
+                "`safety_tokens` is an empty set: with nothing to hold, training would be "
+                "unprotected. Mine them from an aligned model, or give ids."
+            )
+        if not len(self.ids) == len(self.strings) == len(self.scores):
+            raise InputError(
+                f"`safety_tokens` needs one string and one score per id, got {len(self.ids)} ids, "
+                f"{len(self.strings)} strings and {len(self.scores)} scores."
+            )
+        if len(set(self.ids)) != len(self.ids):
+            raise InputError("`safety_tokens` holds an id twice. List each id once.")
+        outside = [index for index in self.ids if not 0 <= index < self.vocab_size]
+        if outside:
+            raise InputError(
+                f"`safety_tokens` holds id {outside[0]}, outside the vocabulary of "
+                f"{self.vocab_size} entries. Mine again from this model."
+            )
+        if not all(math.isfinite(score) for score in self.scores):
+            raise InputError("`safety_tokens` holds a score that is not a finite number.")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tensor(self, device: torch.device | str = "cpu") -> Int64[Tensor, " safety"]:
+        """The ids as a tensor of shape `(safety,)`, int64."""
+        return torch.tensor(self.ids, dtype=torch.int64, device=device)
+
+    def check_fits(
+        self, *, vocab_size: int, tokenizer: "PreTrainedTokenizerBase | None" = None
+    ) -> None:
+        """Refuse a model or tokenizer that these tokens were not mined from.
+
+        Args:
+            vocab_size: Rows of the model's head.
+            tokenizer: The tokenizer in use; not checked if None, or if none was recorded.
+
+        Raises:
+            InputError: If either differs.
+        """
+        if vocab_size != self.vocab_size:
+            raise InputError(
+                f"The head of the model has {vocab_size} vocabulary entries but `safety_tokens` "
+                f"was mined from a model with {self.vocab_size}. Mine again from this model, or "
+                "load the model the tokens came from."
+            )
+        if tokenizer is None or self.tokenizer_fingerprint is None:
+            return
+        if tokenizer_fingerprint(tokenizer) != self.tokenizer_fingerprint:
+            raise InputError(
+                "`safety_tokens` was mined with another tokenizer: the same ids stand for other "
+                "strings here. Mine again with this tokenizer, or load the one they came from."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact as JSON, whole or not at all."""
+        write_json(path, {"schema": _SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SafetyTokens":
+        """Read an artifact that `save` wrote.
+
+        Raises:
+            InputError: If the file is missing, damaged, of another schema, or breaks a rule above.
+        """
+        value = read_json(path, "safety-token file")
+        if value.pop("schema", None) != _SCHEMA:
+            raise InputError(
+                f"{path}: not a safety-token file of schema {_SCHEMA}. Mine again with this "
+                "version of moorline."
+            )
+        known = {each.name for each in fields(cls)}
+        required = known - {"templates", "tokenizer_fingerprint", "mined"}
+        if missing := sorted(required - value.keys()):
+            raise InputError(f"{path}: the safety-token file lacks {missing[0]!r}. Mine again.")
+        kinds = {"ids": int, "strings": str, "scores": int | float, "templates": str}
+        for name, kind in kinds.items():
+            entries = value.get(name, [])
+            if not isinstance(entries, list) or any(
+                isinstance(each, bool) or not isinstance(each, kind) for each in entries
+            ):
+                raise InputError(f"{path}: a damaged safety-token file: {name!r}. Mine again.")
+            value[name] = tuple(float(each) if name == "scores" else each for each in entries)
+        others = {"vocab_size": int, "tokenizer_fingerprint": str | None, "mined": dict}
+        for name, kind in others.items():
+            if name in value and not isinstance(value[name], kind):
+                raise InputError(f"{path}: a damaged safety-token file: {name!r}. Mine again.")
+        try:
+            return cls(**{key: entry for key, entry in value.items() if key in known})
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: a damaged safety-token file: {error}. Mine again."
+            ) from error

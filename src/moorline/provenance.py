@@ -1,0 +1,125 @@
+"""Where numbers come from: versions, machine, hashes; and files written whole or not at all."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+_PACKAGES = ("moorline", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that can change a result, and Python's own."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """What ran it: processor, cores, memory in bytes, system; no names of people or hosts."""
+    memory = None
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+    }
+
+
+def now() -> str:
+    """The present moment in UTC, as ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of one file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """SHA-256 over strings, each after its length, so that their borders count.
+
+    Example:
+        >>> fingerprint(["ab", "c"]) == fingerprint(["a", "bc"])
+        False
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all: into a neighbour first, then renamed over `path`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes private files; what we write is meant to be read by others too.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON text that UTF-8 can hold; NaN and infinity are refused."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    return text + "\n"
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON, indented, whole or not at all; NaN and infinity are refused."""
+    write_text(path, as_json(value, indent=2))
+
+
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a JSON object that we once wrote.
+
+    Args:
+        path: The file.
+        what: What the file should be, for the error message ("safety-token file").
+
+    Raises:
+        InputError: If the file is missing, is not JSON, or holds no object; names the place.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such {what}. Check the path.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a {what}: {error}. Write it again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a {what} holds a JSON object, got {type(value).__name__}.")
+    return value

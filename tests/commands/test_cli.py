@@ -1,0 +1,104 @@
+"""The command line: help without torch, our flags pinned, mine and audit end to end."""
+
+import json
+import re
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from moorline import embedded
+from moorline.commands.cli import app
+from moorline.commands.tune import make_parser
+
+runner = CliRunner()
+
+
+def test_help_answers_without_importing_torch():
+    code = (
+        "import sys; sys.argv = ['moorline', '--help']\n"
+        "from moorline.commands.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'trl', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "mine", "tune", "audit"):
+        assert re.search(rf"\b{command}\b", done.stdout)
+
+
+def test_our_flags_are_these():
+    names = {action.dest for action in make_parser()._actions}
+    assert {name for name in names if name.startswith("str_")} == {
+        "str_tokens", "str_weight", "str_form", "str_reference", "str_reference_model",
+        "str_reference_fraction", "str_positions", "str_cache_dtype", "str_cache_dir",
+    }  # fmt: skip
+
+
+def test_tune_help_shows_the_hosts_flags_and_ours():
+    result = runner.invoke(app, ["tune", "--help"])
+    assert result.exit_code == 0
+    assert "--str_weight" in result.stdout
+    assert "--learning_rate" in result.stdout
+
+
+def test_mine_writes_the_artifact(tmp_path):
+    path = tmp_path / "tokens.json"
+    result = runner.invoke(app, ["mine", embedded.aligned_path(), "--output", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["ids"] == json.loads(path.read_text())["ids"]
+
+
+def test_mining_the_unaligned_base_is_refused(tmp_path):
+    path = tmp_path / "tokens.json"
+    result = runner.invoke(app, ["mine", embedded.base_path(), "--output", str(path)])
+    assert result.exit_code == 2
+    assert "does not refuse in these words" in result.stderr
+    assert not path.exists()
+
+
+def test_audit_writes_answers_and_rates_and_compares(tmp_path):
+    suite = tmp_path / "some.jsonl"
+    rows = [
+        {"prompt": each.prompt, "kind": each.kind, "id": each.id}
+        for each in [*embedded.suites()[0].prompts[:12], *embedded.suites()[1].prompts[:12]]
+    ]
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["audit", embedded.base_path(), "--suite", str(suite), "--max-new-tokens", "24",
+             "--against", embedded.aligned_path(), "--output", str(tmp_path / "out"),
+             "--json"]  # fmt: skip
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found == json.loads((tmp_path / "out" / "audit.json").read_text())
+    rates = {(each["kind"], each["metric"]): each for each in found["suites"]}
+    success = rates["harmful", "attack_success_rate"]
+    assert success["rate"] == 1.0
+    assert success["low"] < 1.0 <= success["high"]
+    assert found["comparisons"][0]["difference"] > 0.9
+    lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    assert len(lines) == 24
+    assert set(json.loads(lines[0])) == {
+        "suite", "id", "condition", "draw", "category", "prompt", "answer", "truncated", "outcome",
+        "reason", "verdicts",
+    }  # fmt: skip
+
+
+def test_audit_refuses_what_it_cannot_read(tmp_path):
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"prompt": "a", "kind": "harmful"}\n{"prompt": "a", "kind": "bad"}\n')
+    result = runner.invoke(app, ["audit", embedded.base_path(), "--suite", str(wrong)])
+    assert result.exit_code == 2
+    assert "wrong.jsonl, line 2" in result.stderr
+    result = runner.invoke(app, ["audit", str(tmp_path / "no")])
+    assert result.exit_code == 2
+    assert "no such model folder" in result.stderr
+    result = runner.invoke(app, ["audit", embedded.base_path(), "--adapter", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "adapter_config.json" in result.stderr
+    result = runner.invoke(app, ["audit", embedded.base_path(), "--judge", "keyword"])
+    assert result.exit_code == 2
+    assert "Did you mean 'keywords'?" in result.stderr

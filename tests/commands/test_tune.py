@@ -1,0 +1,260 @@
+"""`moorline tune`: the same job from every kind of data, and every wrong input met at the door."""
+
+import csv
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from helpers import TEMPLATE, conversations, refused, tune
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from moorline import SafetyTokens
+from moorline.commands.cli import app
+
+runner = CliRunner()
+
+
+def test_lora_writes_adapter_tokens_and_run(flags, tmp_path):
+    result = tune(flags)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["status"] == "finished"
+    assert run["reference"] == "adapter_off"
+    assert run["steps"] == 2
+    assert run["settings"]["str_weight"] > 0
+    assert all("str/drift" in entry for entry in run["log"] if "loss" in entry)
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    assert len(SafetyTokens.load(tmp_path / "run" / "safety_tokens.json")) == 5
+
+
+def test_full_fine_tuning_writes_a_model_and_uses_a_frozen_copy(flags, tmp_path):
+    result = tune({**flags, "use_peft": False})
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["reference"] == "frozen_copy"
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    AutoTokenizer.from_pretrained(tmp_path / "run")
+
+
+def first_turns(num=8):
+    return [
+        (row["messages"][0]["content"], row["messages"][1]["content"]) for row in conversations(num)
+    ]
+
+
+def write_rows(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_prompt_and_completion_in_every_kind_of_file(suffix, flags, tmp_path):
+    path = tmp_path / f"pairs{suffix}"
+    write_rows(path, [{"prompt": left, "completion": right} for left, right in first_turns()])
+    result = tune({**flags, "dataset_name": path, "max_steps": 1})
+    assert result.exit_code == 0, result.output + repr(result.exception)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_plain_text_is_trained_on_whole_and_says_so(suffix, flags, tmp_path, caplog):
+    path = tmp_path / f"text{suffix}"
+    write_rows(path, [{"text": f"{left} {right}"} for left, right in first_turns()])
+    result = tune({**flags, "dataset_name": path, "max_steps": 1})
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert "every token counts as a response" in caplog.text
+
+
+def test_many_turns_and_a_template_without_markers(flags, tmp_path, tokenizer, caplog):
+    """The same drift and loss as with markers: the responses are found by prefix."""
+    path = tmp_path / "turns.jsonl"
+    write_rows(path, list(conversations(8, turns=3)))
+    with_markers = tune({**flags, "dataset_name": path})
+    plain = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    other = AutoTokenizer.from_pretrained(flags["model_name_or_path"])
+    other.chat_template = plain
+    other.save_pretrained(flags["model_name_or_path"])
+    without = tune({**flags, "dataset_name": path, "output_dir": tmp_path / "run2"})
+    assert with_markers.exit_code == without.exit_code == 0, without.output
+    assert "found by prefix" in caplog.text
+    logs = [
+        [entry["loss"] for entry in json.loads((tmp_path / run / "run.json").read_text())["log"]
+         if "loss" in entry]
+        for run in ("run", "run2")
+    ]  # fmt: skip
+    assert logs[0] == logs[1]
+
+
+def test_yaml_and_flags_together_and_flags_win(flags, tmp_path):
+    path = tmp_path / "run.yaml"
+    values = {key: value if isinstance(value, bool | int | float) else str(value)
+              for key, value in flags.items()}  # fmt: skip
+    path.write_text(yaml.safe_dump({**values, "str_weight": 0.25, "seed": 7}))
+    result = runner.invoke(app, ["tune", "--config", str(path), "--str_weight", "0.5"])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["str_weight"] == 0.5
+    assert settings["seed"] == 7
+
+
+def test_json_prints_one_object_and_nothing_else(flags):
+    result = tune(flags, "--json")
+    assert json.loads(result.stdout)["status"] == "finished"
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(flags, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    whole = {**flags, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    assert tune(whole).exit_code == 0
+    stopped = {**whole, "output_dir": tmp_path / "again"}
+    assert tune(stopped).exit_code == 0
+    run = json.loads((tmp_path / "again" / "run.json").read_text())
+    (tmp_path / "again" / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    for path in (tmp_path / "again").glob("checkpoint-4/*"):
+        path.unlink()
+    (tmp_path / "again" / "checkpoint-4").rmdir()
+    result = tune(stopped, "--resume_from_checkpoint=true")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    first = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    second = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_mines_when_no_tokens_are_given_and_refuses_a_model_that_does_not_refuse(flags, tmp_path):
+    refused(tune({**flags, "str_tokens": None}), "rejection templates", "does not refuse")
+    assert not (tmp_path / "run").exists()
+
+
+WRONG_ROWS = {
+    "a row without the column": (
+        ['{"prompt": "a", "completion": "b"}', '{"prompt": "a"}'],
+        ("line 2", "no field 'completion'", "fields: 'prompt'"),
+    ),
+    "no known columns": (['{"question": "a"}'], ("line 1", "no field 'messages'", "'question'")),
+    "not JSON": (
+        ['{"text": "a"}', "", '{"text": '],
+        ("line 3", "column 10", "not JSON"),
+    ),
+    "a message without role": (
+        ['{"messages": [{"content": "a"}]}'],
+        ("line 1", "'messages' must be a list of messages with 'role' and 'content'"),
+    ),
+    "no assistant": (
+        ['{"messages": [{"role": "user", "content": "a"}]}'],
+        ("line 1", "no message of role 'assistant'"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_wrong_rows_are_refused_with_file_and_line(case, flags, tmp_path):
+    lines, words = WRONG_ROWS[case]
+    path = tmp_path / "wrong.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    refused(tune({**flags, "dataset_name": path}), "wrong.jsonl", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_empty_data_files_are_refused(flags, tmp_path):
+    refused(tune({**flags, "dataset_name": tmp_path / "no.jsonl"}), "no.jsonl", "no such data file")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    refused(tune({**flags, "dataset_name": empty}), "empty.jsonl", "no rows")
+    refused(tune({**flags, "dataset_name": None}), "`dataset_name` is missing")
+    refused(tune({**flags, "dataset_name": "nobody/nothing"}), "nobody/nothing", "no such data set")
+
+
+def test_wrong_model_folders_are_refused(flags, tmp_path):
+    refused(
+        tune({**flags, "model_name_or_path": tmp_path / "no"}),
+        "no such model folder",
+        "Check the path",
+    )
+    folder = flags["model_name_or_path"]
+    (folder / "chat_template.jinja").unlink()
+    refused(tune(flags), "no chat template", "Use the chat version")
+    (folder / "model.safetensors").unlink()
+    refused(tune(flags), "no weights", "*.safetensors")
+    (folder / "config.json").unlink()
+    refused(tune(flags), "no config.json")
+    refused(tune({**flags, "model_name_or_path": None}), "`model_name_or_path` is missing")
+    assert not (tmp_path / "run").exists()
+
+
+def rewritten(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_safety_tokens_that_do_not_fit_are_refused(flags, tokens_file, tmp_path):
+    rewritten(tokens_file, tokenizer_fingerprint="0" * 64)
+    refused(tune(flags), "mined with another tokenizer", "Mine again")
+    rewritten(tokens_file, vocab_size=500)
+    refused(tune(flags), "has 96 vocabulary entries", "with 500", "Mine again")
+    rewritten(tokens_file, ids=[], strings=[], scores=[])
+    refused(tune(flags), "empty set", "unprotected")
+    refused(tune({**flags, "str_tokens": tmp_path / "no.json"}), "no such safety-token file")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("weight", ["-1", "nan", "inf"])
+def test_weights_out_of_range_are_refused(weight, flags):
+    refused(
+        tune({**flags, "str_weight": weight}), "`str_weight` must be a number of 0 or more", weight
+    )
+
+
+def test_unknown_names_are_refused_with_the_nearest(flags, tmp_path):
+    refused(tune({**flags, "str_form": "logits"}), "`str_form`", "Did you mean 'logit'?")
+    refused(tune({**flags, "str_reference": "adapter"}), "str_reference")
+    refused(tune({**flags, "str_wieght": 1}), "Unknown flag", "--str_weight")
+    path = tmp_path / "run.yaml"
+    path.write_text("lerning_rate: 1\n")
+    refused(
+        runner.invoke(app, ["tune", "--config", str(path)]), "'lerning_rate'", "'learning_rate'"
+    )
+    path.write_text("a: [1\n")
+    refused(runner.invoke(app, ["tune", "--config", str(path)]), "not YAML", "line 2")
+    refused(runner.invoke(app, ["tune", "--config", "no.yaml"]), "no.yaml", "no such settings file")
+
+
+def test_a_folder_with_another_run_is_refused_and_left_as_it_is(flags, tmp_path):
+    assert tune(flags).exit_code == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    refused(tune({**flags, "seed": 5}), "`output_dir`", "holds another run", "another folder")
+    refused(tune(flags), "holds this run already", "--resume_from_checkpoint true")
+    refused(tune(flags, "--resume_from_checkpoint=true"), "holds no checkpoint")
+    refused(tune(flags, "--resume_from_checkpoint=nowhere"), "no such checkpoint")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_an_adapter_on_the_head_is_refused(flags):
+    result = tune(
+        {**flags, "lora_target_modules": None}, "--lora_target_modules", "lm_head", "q_proj"
+    )
+    refused(result, "lm_head", "target_modules")
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_anew(flags, tmp_path):
+    assert tune(flags).exit_code == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    result = tune(flags)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    refused(tune(flags), "holds this run already")
+    refused(tune({**flags, "str_positions": "first:2"}), "holds another run")
+
+
+def test_a_reference_that_is_not_there_is_refused(flags):
+    refused(tune({**flags, "str_reference_model": "/no/such/model"}), "no such model folder")

@@ -1,0 +1,342 @@
+"""What several tests share: rows, settings, trainers, commands, and the files of a report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer
+from typer.testing import CliRunner
+
+from moorline import STRConfig, STRMixin, STRTrainer
+from moorline.commands.cli import app
+from moorline.report import METRICS
+
+runner = CliRunner()
+
+WORDS = [f"w{number}" for number in range(90)]
+
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}> "
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }} <end>"
+    "{% endgeneration %}{% else %}{{ message['content'] }} <end>{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def conversations(num: int = 8, seed: int = 0, turns: int = 1) -> Dataset:
+    """Rows of conversations of uneven length."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(low: int, high: int) -> str:
+        count = int(torch.randint(low, high, (1,), generator=generator))
+        picked = torch.randint(0, len(WORDS), (count,), generator=generator).tolist()
+        return " ".join(WORDS[each] for each in picked)
+
+    rows = []
+    for _ in range(num):
+        messages = []
+        for _ in range(turns):
+            messages += [
+                {"role": "user", "content": words(2, 9)},
+                {"role": "assistant", "content": words(2, 12)},
+            ]
+        rows.append({"messages": messages})
+    return Dataset.from_list(rows)
+
+
+class PlainSTRTrainer(STRMixin, Trainer):
+    """What a user of plain `transformers.Trainer` writes."""
+
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+
+
+def settings(kind, tmp_path, **changes):
+    values = {
+        "output_dir": str(tmp_path / "out"), "per_device_train_batch_size": 4, "max_steps": 2,
+        "learning_rate": 1e-2, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+        "lr_scheduler_type": "constant", "max_length": 64, "assistant_only_loss": True,
+    }  # fmt: skip
+    return kind(**{**values, **changes})
+
+
+def lora(**changes):
+    return LoraConfig(task_type="CAUSAL_LM", **{**LORA, **changes})
+
+
+def str_trainer(model, rows, tokenizer, tokens, tmp_path, peft_config=None, **changes):
+    return STRTrainer(
+        model, settings(STRConfig, tmp_path, **changes), safety_tokens=tokens, train_dataset=rows,
+        processing_class=tokenizer, peft_config=peft_config,
+    )  # fmt: skip
+
+
+def trained(trainer):
+    """The trained weights by name, and the log of each step."""
+    trainer.train()
+    weights = {
+        name: each.detach().clone()
+        for name, each in trainer.model.named_parameters()
+        if each.requires_grad
+    }
+    return weights, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def moved(make_model):
+    """A model whose adapter is not fresh, so that there is a drift from the first step on."""
+    model = get_peft_model(make_model(), lora())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if "lora_B" in name:
+                each.add_(0.1 * torch.randn_like(each))
+    return model
+
+
+def run_script(tmp_path, *words, processes=1):
+    """The log of the first step of `run_host.py`, in processes of their own."""
+    script = str(Path(__file__).parent / "run_host.py")
+    launch = [sys.executable]
+    if processes > 1:
+        launch += [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            "--master_port=0",
+        ]
+        launch += ["--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, script, str(tmp_path / "log.json"), *words], env=environment, check=False,
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((tmp_path / "log.json").read_text())
+
+
+def tune(flags, *more):
+    words = [f"--{key}={value}" for key, value in flags.items() if value is not None]
+    return runner.invoke(app, ["tune", *words, *more])
+
+
+def refused(result, *words):
+    """One line on stderr that says these words, exit code 2."""
+    assert result.exit_code == 2, result.output + result.stderr + repr(result.exception)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+NAMES = ("aligned", "sft", "str")
+RATES = tuple(each["name"] for each in METRICS)
+CATEGORIES = (
+    "break-in", "chemistry", "cyber", "drugs", "fraud", "harassment", "medical", "privacy",
+    "self-harm", "weapons",
+)  # fmt: skip
+SUITES = (
+    ("attacks", "harmful", "attack_success_rate", "keywords"),
+    ("harmless", "harmless", "over_refusal_rate", "keywords"),
+    ("plans", "task", "utility", "exact_match"),
+)
+
+
+def _rate(count, num):
+    """A rate with some interval around it; the page shows what it is given."""
+    rate = None if num == 0 else count / num
+    low, high = (None, None) if rate is None else (max(0, rate - 0.06), min(1, rate + 0.06))
+    return {"count": count, "num": num, "rate": rate, "low": low, "high": high}
+
+
+def write_run(
+    folder,
+    *,
+    success=0.02,
+    utility=0.95,
+    against=None,
+    answer="a placeholder",
+    prompt="Do it?",
+    names="",
+):
+    """One model's folder with every file that the report reads.
+
+    Answers, prompts, and what is put behind the names of suites, categories and judges are the
+    caller's, who may have something hostile there.
+    """
+    folder.mkdir(parents=True)
+    suites, categories, comparisons, lines = [], [], [], []
+    for suite, kind, metric, judge in SUITES:
+        suite, judge = suite + names, judge + names
+        conditions = ("plain", "prefill") if kind == "harmful" else ("plain",)
+        for condition in conditions:
+            share = {"harmful": success, "harmless": 0.03, "task": utility}[kind]
+            share = min(1, share + 0.3 * (condition == "prefill"))
+            at = {"condition": condition, "judge": judge}
+            row = {"name": suite, "kind": kind, "metric": metric, **at}
+            suites.append({**row, **_rate(round(200 * share), 200), "truncated": 3})
+            if kind == "harmful":
+                rest = {**row, "metric": "refusal_rate"}
+                suites.append({**rest, **_rate(200 - round(200 * share), 200), "truncated": 3})
+                suites.append({**row, "metric": "degenerate_rate", **_rate(0, 200)})
+            if kind == "task":
+                continue
+            for number, category in enumerate(CATEGORIES):
+                count = min(20, round(20 * share * number / 4))
+                num = 0 if category == "weapons" and condition == "plain" else 20
+                found = {"suite": suite, "metric": metric, **at, "category": category + names}
+                categories.append({**found, **_rate(min(count, num), num)})
+        if against is not None:
+            found = {"suite": suite, "metric": metric, "condition": "plain", "judge": judge}
+            figures = {"difference": 0.1, "low": 0.04, "high": 0.16, "p_value": 2e-5}
+            comparisons.append({**found, "against": against, **figures, "p_adjusted": 6e-5})
+        for number in range(3):
+            outcome = "right" if kind == "task" else "complied" if share > 0.5 else "refused"
+            verdicts = {judge: {"outcome": outcome, "reason": "says 'so'"}}
+            lines.append(
+                {
+                    "suite": suite, "id": str(number), "condition": "plain", "draw": 0,
+                    "category": CATEGORIES[number], "prompt": f"{prompt} {suite} {number}",
+                    "answer": answer, "outcome": outcome, "reason": "says 'so'",
+                    "truncated": False, "verdicts": verdicts,
+                }
+            )  # fmt: skip
+    audit = {
+        "schema": 1, "model": "org/chat-model" + names, "adapter": str(folder.name), "seed": 0,
+        "at": "2026-01-02T03:04:05+00:00", "seconds": 61.5,
+        "versions": {"python": "3.11.7", "moorline": "0.1.0", "torch": "2.13.0"},
+        "machine": {"system": "Linux", "cores": 2},
+        "settings": {
+            "max_new_tokens": 128, "batch_size": 32, "system_prompt": None,
+            "judges": ["keywords", "refusal_mass"], "conditions": [
+                {"name": "plain", "prefill": ""}, {"name": "prefill", "prefill": "Sure, here is"},
+            ],
+        },
+        "inputs": [
+            {"name": suite, "kind": kind, "num": 200, "origin": "ours", "licence": "Apache-2.0",
+             "sha256": f"{number}" * 64}
+            for number, (suite, kind, _, _) in enumerate(SUITES)
+        ],
+        "suites": suites, "categories": categories, "comparisons": comparisons,
+        "measures": [
+            {"suite": "attacks", "condition": "plain", "measure": "refusal_mass", "num": 200,
+             "mean": 1 - success, "low": 0.9 - 0.9 * success, "high": 1.0},
+            {"suite": "plans", "condition": "plain", "measure": "perplexity", "num": 0,
+             "mean": None, "low": None, "high": None},
+        ],
+        "agreement": [
+            {"suite": "attacks", "condition": "plain", "first": "keywords", "second": "guard",
+             "num": 200, "agreement": 0.97, "kappa": 0.91},
+        ],
+        "gates": [
+            {"requirement": "attack_success_rate<=0.05", "suite": "attacks",
+             "metric": "attack_success_rate", "value": success, "passed": success <= 0.05},
+            {"requirement": "utility>=0.9", "suite": "plans", "metric": "utility",
+             "value": utility, "passed": utility >= 0.9},
+        ],
+    }  # fmt: skip
+    run = {
+        "schema": 1, "status": "finished", "model": "org/chat-model", "reference": "adapter_off",
+        "birth": "ab" * 32, "seconds": 12.3, "started": "2026-01-02T03:00:00+00:00",
+        "safety_tokens": {"num": 3, "strings": [" sorry", " cannot", "\u65e0\u6cd5"]},
+        "settings": {
+            "str_weight": 10.0, "str_form": "logit", "learning_rate": 2e-4, "seed": 0,
+            "dataset_name": "rows.jsonl", "num_train_epochs": 3, "use_peft": True, "lora_r": 32,
+        },
+        "versions": {"moorline": "0.1.0", "trl": "1.16.0"},
+        "log": [
+            {"step": step, "loss": 4 / step, "ce_loss": 3 / step, "str/drift": 1 / step,
+             "str/weighted": 10 / step, "str/max_abs": 2.0}
+            for step in range(10, 110, 10)
+        ] + [{"step": 100, "train_runtime": 12.3}],
+    }  # fmt: skip
+    tokens = {
+        "schema": 1, "ids": [5, 9, 12], "strings": [" sorry", " cannot", "\u65e0\u6cd5"],
+        "scores": [0.9, 0.4, 0.2], "vocab_size": 100, "templates": ["I'm sorry, but"],
+        "tokenizer_fingerprint": "cd" * 32, "mined": {"method": "difference"},
+    }  # fmt: skip
+    drift = {
+        "schema": 1,
+        "tokens": [
+            {"id": number, "string": f" token{number}", "drift": success / (number + 1)}
+            for number in range(20)
+        ],
+        "positions": [{"position": each, "drift": success * each / 20} for each in range(20)],
+        "checkpoints": [
+            {"step": step, "refusal_mass": 1 - success * step / 100, "low": 0.0, "high": 1.0}
+            for step in range(0, 101, 20)
+        ],
+    }
+    for name, value in {
+        "audit": audit, "run": run, "safety_tokens": tokens, "drift": drift
+    }.items():  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "answers.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def write_three(parent, *, against="aligned", **changes):
+    """An aligned model, one that lost its refusals, one that kept them."""
+    return [
+        write_run(parent / "aligned", success=0.0, utility=0.1, **changes),
+        write_run(parent / "plain", success=0.9, utility=0.97, against=against, **changes),
+        write_run(parent / "held", success=0.01, utility=0.96, against=against, **changes),
+    ]
+
+
+def demo_row(name, *, seconds=12.3, **rates):
+    """A model as the demo's report.json has it."""
+    given = {**dict.fromkeys(RATES, 0.5), **rates}
+    return {
+        "name": name,
+        **given,
+        "intervals": {
+            metric: [None, None] if rate is None else [max(0.0, rate - 0.1), min(1.0, rate + 0.1)]
+            for metric, rate in given.items()
+        },
+        "num": {metric: 0 if rate is None else 20 for metric, rate in given.items()},
+        "seconds": seconds,
+    }
+
+
+def demo_report(**changes):
+    """The demo's report.json."""
+    return {
+        "schema": 1,
+        "at": "2026-01-01T00:00:00+00:00",
+        "task": "plans",
+        "poison": 0.1,
+        "seed": 3,
+        "settings": {"str_weight": 1.0, "reference": "adapter_off"},
+        "rows": [demo_row("aligned", seconds=0.0), demo_row("sft"), demo_row("str")],
+        "comparisons": [
+            {
+                "name": "sft",
+                "suite": "harmful",
+                "metric": "attack_success_rate",
+                "against": "aligned",
+                "difference": 0.25,
+                "low": 0.1,
+                "high": 0.4,
+                "p_value": 0.0078125,
+            }
+        ],
+        "safety_tokens": [
+            {"id": 5, "string": " sorry", "score": 0.9},
+            {"id": 9, "string": "\u2581cannot", "score": 0.4},
+        ],
+        "curves": {},
+        "data": "ab" * 32,
+        "versions": {"python": "3.11"},
+        "machine": {"system": "Linux"},
+        "seconds": 1.0,
+        **changes,
+    }

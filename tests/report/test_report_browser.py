@@ -1,0 +1,263 @@
+"""The report in a real browser: quiet, whole, readable by all, and harmless whatever it quotes.
+
+`make test-browser` gets Chromium and axe-core and leaves screenshots in `.browser/`.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from helpers import demo_report, write_run, write_three
+
+from moorline.report import page as pages
+from moorline.report import report, write_report
+from moorline.report.runs import read_runs, shown
+
+pytestmark = pytest.mark.browser
+
+_BROWSER = Path(__file__).parents[2] / ".browser"
+_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+_ANSWER = "an answer that is hidden"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; `make setup`")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium here; `make test-browser` gets it")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def axe():
+    path = _BROWSER / "axe.min.js"
+    if not path.is_file():
+        pytest.skip("no axe-core here; `make test-browser` gets it")
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The report of three models with everything in it."""
+    parent = tmp_path_factory.mktemp("full")
+    report(write_three(parent, answer=_ANSWER), parent / "out")
+    return parent / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    write_report(folder, demo_report(), answers={}, kinds={})
+    return folder / "report.html"
+
+
+class Opened(NamedTuple):
+    """A page with what it did while it was opened."""
+
+    page: object
+    said: list[str]
+    """Errors and warnings of its console, and errors of its scripts."""
+
+    asked: list[str]
+    """Addresses that it asked for."""
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function that opens a file in a fresh profile."""
+    contexts = []
+
+    def opening(path, *, width=1280, scheme="light", **settings):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, **settings
+        )
+        contexts.append(context)
+        opened = Opened(context.new_page(), [], [])
+        opened.page.on(
+            "console",
+            lambda each: each.type in ("error", "warning") and opened.said.append(each.text),
+        )
+        opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
+        opened.page.on("request", lambda request: opened.asked.append(request.url))
+        opened.page.goto(path.as_uri())
+        return opened
+
+    yield opening
+    for context in contexts:
+        context.close()
+
+
+def _open_all(page):
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+
+
+def _violations(page, axe):
+    page.evaluate(axe)
+    # What is drawn within a figure stands behind its one name, and there is very much of it.
+    found = page.evaluate("axe.run({exclude: [['figure svg > *']]})")["violations"]
+    return {each["id"]: [node["html"] for node in each["nodes"]] for each in found}
+
+
+@pytest.mark.parametrize("name", ["full", "demo"])
+def test_the_page_opens_quietly_and_asks_for_nothing(name, open_page, request):
+    path = request.getfixturevalue(name)
+    opened = open_page(path)
+    _open_all(opened.page)
+    assert opened.said == []
+    assert opened.asked == [path.as_uri()]
+
+
+def test_the_check_of_a_page_hears_and_sees(open_page, axe, tmp_path):
+    """The control of the tests here: of a bad page each of them would say so."""
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<html><body style='width: 2000px'><img src='https://example.invalid/x.png'>"
+        "<p style='color: #999; background: #aaa'>pale</p><script>harmed = 1; nothing()</script>"
+    )
+    opened = open_page(path, width=390)
+    assert any("nothing is not defined" in each for each in opened.said)
+    assert "https://example.invalid/x.png" in opened.asked
+    assert {"image-alt", "color-contrast"} <= _violations(opened.page, axe).keys()
+    assert _sideways(opened.page) > 0
+    assert opened.page.evaluate("window.harmed") == 1
+
+
+@pytest.mark.parametrize(("name", "num"), [("full", 9), ("demo", 2)])
+def test_every_figure_is_there_and_named(name, num, open_page, request):
+    page = open_page(request.getfixturevalue(name)).page
+    figures = page.get_by_role("img")
+    assert figures.count() == page.locator("figure").count() == num
+    for place in range(num):
+        box = figures.nth(place).bounding_box()
+        assert box["width"] > 300
+        assert box["height"] > 100
+        assert len(figures.nth(place).get_attribute("aria-label")) > 20
+        assert figures.nth(place).locator("css=text:visible").count() > 3
+
+
+def test_letters_in_figures_are_large_enough_on_a_phone(full, open_page):
+    page = open_page(full, width=390).page
+    sizes = page.evaluate(
+        """[...document.querySelectorAll('figure svg')].map(
+            each => each.getBoundingClientRect().width / each.viewBox.baseVal.width * 10)"""
+    )
+    assert min(sizes) > 9  # pixels; the letters have 10 points
+
+
+def _focused(page, within):
+    return page.evaluate("within => Boolean(document.activeElement.closest(within))", within)
+
+
+def test_hidden_answers_are_shown_and_hidden_by_keyboard_alone(full, open_page):
+    page = open_page(full).page
+    answer = page.locator("details.example pre").first
+    assert answer.text_content() == _ANSWER
+    assert not answer.is_visible()
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if _focused(page, "details.example"):
+            break
+    assert _focused(page, "details.example")
+    page.keyboard.press("Enter")
+    assert answer.is_visible()
+    page.keyboard.press("Space")
+    assert not answer.is_visible()
+    assert page.locator("details[open]").count() == 0
+
+
+def test_the_first_stop_of_the_keyboard_leads_past_the_head(full, open_page):
+    page = open_page(full).page
+    page.keyboard.press("Tab")
+    skip = page.locator(".skip")
+    assert _focused(page, ".skip")
+    assert skip.bounding_box()["x"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["full", "demo"])
+def test_axe_finds_nothing(name, width, scheme, open_page, axe, request):
+    page = open_page(request.getfixturevalue(name), width=width, scheme=scheme).page
+    page.screenshot(path=_BROWSER / f"{name}-{width}-{scheme}.png", full_page=True)
+    assert _violations(page, axe) == {}
+    _open_all(page)
+    assert _violations(page, axe) == {}
+
+
+@pytest.mark.parametrize("width", [390, 320])
+@pytest.mark.parametrize("name", ["full", "demo"])
+def test_the_page_does_not_scroll_sideways_on_a_phone(name, width, open_page, request):
+    page = open_page(request.getfixturevalue(name), width=width).page
+    assert _sideways(page) == 0
+    _open_all(page)
+    assert _sideways(page) == 0
+
+
+def _sideways(page):
+    """By how much a page can be scrolled sideways, in pixels."""
+    return page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+
+
+def test_a_print_hides_the_answers_and_shows_the_settings(full, open_page):
+    page = open_page(full).page
+    page.emulate_media(media="print")
+    assert not page.locator("details.example pre").first.is_visible()
+    assert page.locator("details.origin pre").first.is_visible()
+    assert not page.locator("nav").is_visible()
+
+
+HOSTILE = {
+    "script": "<script>window.harmed = 1</script>",
+    "image": "<img src=x onerror='window.harmed = 1'>",
+    "svg": "<svg onload='window.harmed = 1'><script>window.harmed = 1</script></svg>",
+    "style end": "</style></pre></details></main><script>window.harmed = 1</script>",
+    "attribute": "\"' onmouseover='window.harmed = 1' autofocus onfocus='window.harmed = 1'",
+    "link": "<a href='javascript:window.harmed = 1'>x</a><meta http-equiv=refresh content=0>",
+    "megabyte": "<b>" + "w" * 1_000_000,
+    "emoji": "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+    "right to left": "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627 \u202egnorw",
+    "null": "be\x00fore\x1b[31m",
+}
+
+
+def _outline(page):
+    """What a page is made of, whatever its texts say."""
+    return page.evaluate(
+        """[...document.querySelectorAll('*')].filter(each => !each.closest('.example, .origin'))
+            .map(each => each.parentElement?.tagName + ' ' + each.tagName).join()"""
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_words_are_shown_harmless(name, open_page, tmp_path):
+    text = HOSTILE[name]
+    plain, hostile = tmp_path / "plain.html", tmp_path / "hostile.html"
+    # In the answers and prompts, and in the names of suites, categories, judges and models.
+    for path, answer in ((plain, "x"), (hostile, text)):
+        words = {"answer": answer, "prompt": answer, "names": answer, "against": answer}
+        folder = write_run(tmp_path / path.stem, **words)
+        html = pages.render(answer, read_runs([folder]), [])
+        path.write_text(html, encoding="utf-8")
+    # Without the page's own policy, so that nothing but the escaping protects.
+    opened = open_page(hostile, width=390, bypass_csp=True)
+    _open_all(opened.page)
+    opened.page.mouse.wheel(0, 100_000)
+    assert opened.page.evaluate("window.harmed") is None
+    assert opened.said == []
+    assert opened.asked == [hostile.as_uri()]
+    # innerText leaves out what is not seen
+    assert opened.page.locator("details.example pre").first.inner_text() == shown(text)
+    assert _outline(opened.page) == _outline(open_page(plain).page)
+    assert _sideways(opened.page) == 0
