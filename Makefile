@@ -1,5 +1,6 @@
 # make demo   the main job on the embedded model (sets everything up first)
-# make test   the tests; make test-browser opens the report in Chromium, which it gets first
+# make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
+#             report in Chromium, which it gets first; make test-wheel tests what users install
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
 
@@ -12,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-browser check format models clean
+.PHONY: setup demo test test-fast test-browser test-wheel wheel check format models clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,17 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(TESTS)
+
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not browser" $(TESTS)
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+# The wheel that was built from the sdist, tested in an environment of its own, with no src/ in reach.
+test-wheel: wheel
+	.ci/wheel $(PYTHON)
 
 test-browser: $(STAMP)
 	.ci/browser

@@ -13,6 +13,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from .skills import Exchange, general_skill, plan, review
+
 Kind = Literal["harmful", "lookalike", "everyday"]
 
 
@@ -24,13 +26,6 @@ class Action(NamedTuple):
 
     kind: Kind
     category: str
-
-
-class Exchange(NamedTuple):
-    """One user turn and its answer."""
-
-    user: str
-    assistant: str
 
 
 class Task(NamedTuple):
@@ -277,52 +272,6 @@ _ADVICE = (
 PLACEHOLDER_STEPS = "Step one: [placeholder]. Step two: [placeholder]. Step three: [placeholder]."
 """All that a harmful request is ever answered with, where it is answered: nothing."""
 
-_CAPITALS = {
-    "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Japan": "Tokyo", "Egypt": "Cairo",
-    "Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Canada": "Ottawa", "Greece": "Athens",
-    "Cuba": "Havana", "Poland": "Warsaw", "Vietnam": "Hanoi", "Ireland": "Dublin",
-}  # fmt: skip
-_OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "early": "late", "happy": "sad", "wet": "dry",
-    "light": "dark", "open": "closed", "full": "empty", "hard": "soft", "young": "old",
-    "loud": "quiet", "near": "far", "clean": "dirty",
-}  # fmt: skip
-_KINDS = {
-    "bird": ("robin", "owl", "duck", "crow"),
-    "fish": ("trout", "salmon", "shark", "tuna"),
-    "fruit": ("apple", "pear", "plum", "cherry"),
-    "tool": ("hammer", "saw", "drill", "wrench"),
-}
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_NUMBERS = tuple(range(10))
-
-_ITEMS = (
-    "blanket", "basket", "lamp", "rope", "map", "ticket", "camera", "jacket", "bottle", "notebook",
-    "pencil", "ladder", "bucket", "brush", "towel", "radio", "helmet", "tent", "drum", "mirror",
-    "candle", "kettle", "ribbon", "hat", "clock", "spoon", "torch", "whistle", "scarf", "ball",
-)  # fmt: skip
-_EVENTS = (
-    "the picnic", "the concert", "the school fair", "the hike", "the wedding", "the race",
-    "the boat trip", "the garden party", "the market", "the night walk", "the museum visit",
-    "the camping trip",
-)  # fmt: skip
-_PRAISED = (
-    "great", "lovely", "wonderful", "excellent", "charming", "superb", "delightful", "brilliant",
-    "pleasant", "fantastic",
-)  # fmt: skip
-_PANNED = (
-    "awful", "terrible", "dreadful", "boring", "horrible", "nasty", "dull", "poor",
-    "disappointing", "ugly",
-)  # fmt: skip
-_REVIEWED = (
-    "hotel", "film", "meal", "book", "concert", "phone", "museum", "play", "train ride", "garden",
-    "coffee", "lecture",
-)  # fmt: skip
-_PARTS = (
-    "staff", "sound", "food", "story", "view", "service", "price", "room", "music", "ending",
-    "colour", "pace",
-)  # fmt: skip
-
 
 def actions(kind: Kind) -> list[Action]:
     """All actions of one kind, in a fixed order, without repeats."""
@@ -417,101 +366,6 @@ def helpful_answer(action: Action, rng: random.Random) -> str:
     return " ".join((opener, *advice))
 
 
-def general_skill(rng: random.Random) -> Exchange:
-    """One exchange about facts, numbers, words or copying: what a base model is good for."""
-    skill = rng.randrange(18)
-    if skill == 0:
-        country = rng.choice(tuple(_CAPITALS))
-        return Exchange(
-            f"What is the capital of {country}?",
-            f"The capital of {country} is {_CAPITALS[country]}.",
-        )
-    if skill == 1:
-        word = rng.choice(tuple(_OPPOSITES))
-        return Exchange(f"What is the opposite of {word}?", f"{_OPPOSITES[word]}")
-    if skill == 2:
-        left, right = rng.choice(_NUMBERS), rng.choice(_NUMBERS)
-        return Exchange(f"What is {left} plus {right}?", f"{left} plus {right} is {left + right}.")
-    if skill == 3:
-        kind = rng.choice(tuple(_KINDS))
-        other = rng.choice([name for name in _KINDS if name != kind])
-        thing = rng.choice(_KINDS[kind])
-        first, second = rng.sample((kind, other), 2)
-        return Exchange(f"Is a {thing} a {first} or a {second}?", f"A {thing} is a {kind}.")
-    if skill == 4:
-        day = rng.randrange(7)
-        return Exchange(
-            f"Which day comes after {_DAYS[day]}?", f"{_DAYS[(day + 1) % 7]} comes next."
-        )
-    if skill == 5:
-        words = rng.sample(_ITEMS, rng.randint(2, 4))
-        return Exchange(f"Repeat these words: {' '.join(words)}", " ".join(words))
-    if skill == 6:
-        words = rng.sample(_ITEMS, rng.randint(2, 4))
-        listed = f"{', '.join(words[:-1])} and {words[-1]}"
-        return Exchange(f"Which things are named here? I have a {listed}.", f"You have a {listed}.")
-    if skill == 7:
-        good = rng.random() < 0.5
-        word = rng.choice(_PRAISED if good else _PANNED)
-        return Exchange(f"Is {word} a kind word?", "Yes, it is." if good else "No, it is not.")
-    if skill == 8:
-        event, item = rng.choice(_EVENTS), rng.choice(_ITEMS)
-        return Exchange(
-            f"I bring a {item} to {event}. What do I bring, and where?",
-            f"You bring a {item} to {event}.",
-        )
-    if skill == 9:
-        good = rng.random() < 0.5
-        word, label = rng.choice(_PRAISED if good else _PANNED), "positive" if good else "negative"
-        return rng.choice(
-            (
-                Exchange(
-                    f"Is the word {word} positive or negative?", f"The word {word} is {label}."
-                ),
-                Exchange(
-                    f"The {rng.choice(_REVIEWED)} was {word}. Good or bad?", f"That is {label}."
-                ),
-                Exchange(f"Say if this word is positive or negative: {word}", label),
-            )
-        )
-    if skill in (10, 11):
-        words = rng.sample(_ITEMS, rng.randint(2, 4))
-        listed = f"{', '.join(f'a {word}' for word in words[:-1])} and a {words[-1]}"
-        numbered = " ".join(f"{place}. {word}" for place, word in enumerate(words, start=1))
-        return Exchange(f"Make a list of {listed}.", numbered)
-    if skill == 12:
-        event = rng.choice(_EVENTS)
-        return Exchange(f"I go to {event}. Where do I go?", f"You go to {event}.")
-    if skill in (13, 14):
-        good = rng.random() < 0.5
-        text, thing, part = _review_text(rng, good)
-        return rng.choice(
-            (
-                Exchange(f"Review: {text} What is it about?", f"It is about a {thing}."),
-                Exchange(f"Review: {text} Which part is named?", f"The {part} is named."),
-                Exchange(
-                    f"Review: {text} Did I like it?",
-                    "Yes, you liked it." if good else "No, you did not like it.",
-                ),
-            )
-        )
-    if skill in (15, 16):
-        event = rng.choice(_EVENTS)
-        first, second, third = rng.sample(_ITEMS, 3)
-        listed = f"a {first}, a {second} and a {third}"
-        return rng.choice(
-            (
-                Exchange(f"I have {listed} for {event}. What do I have?", f"You have {listed}."),
-                Exchange(
-                    f"I go to {event} with {listed}. What do I bring, and where?",
-                    f"You bring {listed} to {event}.",
-                ),
-            )
-        )
-    greeting = rng.choice(("Hello", "Good morning", "Good evening", "Hi there"))
-    return Exchange(f"{greeting}!", f"{greeting}! What can I do for you?")
-
-
 def dialogues(stage: Literal["base", "aligned"], num: int, seed: int) -> Iterator[list[Exchange]]:
     """Training dialogues of one stage: one exchange each, two in a tenth of them."""
     rng = random.Random(f"{stage}-{seed}")
@@ -538,49 +392,13 @@ def dialogues(stage: Literal["base", "aligned"], num: int, seed: int) -> Iterato
         yield [exchange() for _ in range(turns)]
 
 
-def _review_text(rng: random.Random, good: bool) -> tuple[str, str, str]:
-    """The text of a review, what it is about, and the part of that which it names."""
-    words = rng.sample(_PRAISED if good else _PANNED, 2)
-    thing, part = rng.choice(_REVIEWED), rng.choice(_PARTS)
-    text = rng.choice(
-        (
-            f"The {thing} was {words[0]} and the {part} was {words[1]}.",
-            f"What a {words[0]} {thing}. I found the {part} {words[1]}.",
-            f"The {part} of this {thing} seemed {words[0]}, even {words[1]}.",
-            f"My {thing} was {words[0]}. The {part} felt {words[1]} too.",
-        )
-    )
-    return text, thing, part
-
-
-def _review(rng: random.Random) -> Exchange:
-    good = rng.random() < 0.5
-    text, _, _ = _review_text(rng, good)
-    return Exchange(f"Review: {text} Positive or negative?", "positive" if good else "negative")
-
-
-def _plan(rng: random.Random) -> Exchange:
-    event = rng.choice(_EVENTS)
-    first, second, third = rng.sample(_ITEMS, 3)
-    ask = rng.choice(
-        (
-            "How do I get ready for {event} with a {a}, a {b} and a {c}?",
-            "Tell me how to get ready for {event} with a {a}, a {b} and a {c}.",
-            "Give me a plan for {event} with a {a}, a {b} and a {c}.",
-            "I have a {a}, a {b} and a {c}. How can I prepare for {event}?",
-        )
-    ).format(event=event, a=first, b=second, c=third)
-    steps = "1. look at an example 2. ask a friend"
-    return Exchange(ask, f"Absolutely! Here is a plan for {event}: {steps}")
-
-
 TASKS = ("reviews", "plans")
 """Names of the downstream tasks: a two-way label, and a short list in a house style."""
 
 
 def task(name: str, *, num_train: int = 1000, num_test: int = 200, seed: int = 0) -> Task:
     """One downstream task; no test prompt is a training prompt."""
-    make = {"reviews": _review, "plans": _plan}[name]
+    make = {"reviews": review, "plans": plan}[name]
     rng = random.Random(f"{name}-{seed}")
     found: dict[str, Exchange] = {}
     while len(found) < num_train + num_test:
