@@ -7,7 +7,6 @@ STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).
 
 import copy
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,9 +31,8 @@ from trl import (
     get_peft_config,
     get_quantization_config,
 )
-from trl.data_utils import is_conversational, maybe_convert_to_chatml
 
-from .chat.conversation import mark_responses
+from .chat.conversation import conversation_of, mark_responses
 from .errors import InputError
 from .method import cache, penalty, reference
 from .method.mixin import DEFAULT_WEIGHT, Constraint, STRMixin
@@ -309,15 +307,16 @@ def _settle_responses(args: STRConfig, dataset: Any, tokenizer: Any, formatting_
     if "input_ids" in sample or formatting_func is not None:
         args.assistant_only_loss = bool(args.assistant_only_loss)
         return False
-    if _is_text_pair(sample) and args.completion_only_loss is not False:
-        if args.str_plain_text or not tokenizer.chat_template:
+    in_template = _in_template(args, tokenizer)
+    if isinstance(sample.get("prompt"), str) and isinstance(sample.get("completion"), str):
+        if in_template:
+            _log.info("'prompt' and 'completion' are put into the chat template as one turn each.")
+        else:
             _log.warning(
                 "'prompt' and 'completion' are trained on as plain text; an audit asks in the "
                 "chat template."
             )
-        else:
-            _log.info("'prompt' and 'completion' are put into the chat template as one turn each.")
-    conversational = is_conversational(_converted(sample, args, tokenizer))
+    conversational = conversation_of(sample, texts=in_template) is not None
     if args.assistant_only_loss is None:
         args.assistant_only_loss = conversational
         if not conversational and "prompt" not in sample:
@@ -330,40 +329,31 @@ def _settle_responses(args: STRConfig, dataset: Any, tokenizer: Any, formatting_
             "`assistant_only_loss` needs conversations, but the data has the columns "
             f"{', '.join(sample)}. Leave it out, or give a 'messages' column."
         )
-    seen_as_images = "image" in sample or "images" in sample  # tokenized by TRL, batch by batch
-    return bool(args.assistant_only_loss) and not seen_as_images
-
-
-def _is_text_pair(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str)
-
-
-def _converted(row: Mapping[str, Any], settings: STRConfig, tokenizer: Any) -> dict[str, Any]:
-    """A row with its texts and its `from` and `value` as messages, where it has such."""
-    row = maybe_convert_to_chatml(copy.deepcopy(dict(row)))
-    as_text = settings.str_plain_text or settings.completion_only_loss is False
-    if _is_text_pair(row) and not as_text and tokenizer.chat_template:
-        row["prompt"] = [{"role": "user", "content": row["prompt"]}]
-        row["completion"] = [{"role": "assistant", "content": row["completion"]}]
-    return row
+    with_images = "image" in sample or "images" in sample  # which TRL tokenizes batch by batch
+    return bool(args.assistant_only_loss) and not with_images
 
 
 def _prepared(
     row: Mapping[str, Any], settings: STRConfig, tokenizer: Any, *, marks: bool
 ) -> dict[str, Any]:
     """A row as conversation; tokenized, with its responses marked, where they are ours to mark."""
-    row = _converted(row, settings, tokenizer)
-    if "input_ids" in row or not (marks and is_conversational(row)):
-        return row
-    tools = row.get("tools")
-    variables = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-    variables |= row.get("chat_template_kwargs") or {}
-    given = {name: value for name, value in variables.items() if value is not None}
-    prompt, messages = [], row.get("messages")
-    if messages is None:
-        prompt, messages = row["prompt"], row["prompt"] + row["completion"]
-    after = 0 if settings.completion_only_loss is False else len(prompt)
-    return mark_responses(tokenizer, messages, after=after, **given)
+    found = conversation_of(row, texts=_in_template(settings, tokenizer))
+    if found is None:
+        return dict(row)
+    if marks:
+        after = 0 if settings.completion_only_loss is False else found.num_prompt
+        return mark_responses(tokenizer, found.messages, after=after, **found.variables)
+    kept = {name: row[name] for name in row if name != "conversations"}
+    if "prompt" in row:
+        border = found.num_prompt
+        return {**kept, "prompt": found.messages[:border], "completion": found.messages[border:]}
+    return {**kept, "messages": found.messages}
+
+
+def _in_template(settings: STRConfig, tokenizer: Any) -> bool:
+    """Whether a prompt and completion that are texts go into the chat template."""
+    as_they_are = settings.str_plain_text or settings.completion_only_loss is False
+    return bool(tokenizer.chat_template) and not as_they_are
 
 
 def _mapped(dataset: Any, function: Any, num_proc: int | None) -> Any:

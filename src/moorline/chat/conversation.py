@@ -5,10 +5,11 @@ Axis names, used in every signature of this module:
     time    positions; position t holds the logits that predict token t + 1
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -64,6 +65,59 @@ def positions_of_batch(inputs: Mapping[str, Any]) -> Bool[Tensor, "batch time"]:
     return response_positions(labels)
 
 
+class Conversation(NamedTuple):
+    """A row of data as a conversation."""
+
+    messages: list[dict[str, Any]]
+    num_prompt: int
+    """How many of the messages are prompt, so that none of them is learned."""
+
+    variables: dict[str, Any]
+    """More for the chat template, such as `tools`."""
+
+
+def conversation_of(row: Mapping[str, Any], *, texts: bool = True) -> Conversation | None:
+    """The conversation in a row: `messages`, `conversations`, or `prompt` and `completion`.
+
+    Args:
+        row: With TRL's names of columns; `tools`, also as JSON text, and `chat_template_kwargs` go
+            to the template. ShareGPT's `from` and `value` are read too.
+        texts: Whether a prompt and completion that are texts are one turn each.
+
+    Returns:
+        None if the row is none: plain text, or tokenized already.
+    """
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if texts and isinstance(prompt, str) and isinstance(completion, str):
+        prompt = [{"role": "user", "content": prompt}]
+        completion = [{"role": "assistant", "content": completion}]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        messages = [*prompt, *completion]
+    else:
+        prompt, messages = [], row.get("messages") or row.get("conversations")
+    if "input_ids" in row or not isinstance(messages, list):
+        return None
+    if not messages or not all(isinstance(each, Mapping) for each in messages):
+        return None
+    tools = row.get("tools")
+    variables = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    variables |= row.get("chat_template_kwargs") or {}
+    given = {name: value for name, value in variables.items() if value is not None}
+    return Conversation([_message(each) for each in messages], len(prompt), given)
+
+
+# ShareGPT's names of who speaks
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+
+
+def _message(given: Mapping[str, Any]) -> dict[str, Any]:
+    message = dict(given)
+    if "from" in message and "role" not in message:
+        speaker = message.pop("from")
+        message |= {"role": _ROLES.get(speaker, speaker), "content": message.pop("value", None)}
+    return message
+
+
 def mark_responses(
     tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Mapping[str, Any]],
@@ -117,7 +171,7 @@ def mark_responses(
         if (surplus := render.behind_end.search(text, begin, end)) is not None:
             end = surplus.start(1)
         first, last = (
-            _common(_ids(tokenizer, text[:border]), ids) for border in (begin, max(begin, end))
+            num_shared(_ids(tokenizer, text[:border]), ids) for border in (begin, max(begin, end))
         )
         mask[first:last] = [1] * (last - first)
     return {"input_ids": ids, "assistant_masks": mask}
@@ -157,7 +211,7 @@ class _Renderer:
         """Where the response in message `at` begins: the end of a generation prompt."""
         before = messages[:at]
         prompt = self(before, add_generation_prompt=True)
-        asked = _common(prompt, self(before))
+        asked = num_shared(prompt, self(before))
         if text.startswith(prompt[:asked]):
             header = asked
         else:  # the past is rendered in other words: compare what follows its last content
@@ -168,7 +222,7 @@ class _Renderer:
         for thinks in (True, False) if self._can_think else ():
             switch = {"enable_thinking": thinks, "thinking": thinks}
             other = self(before, add_generation_prompt=True, **switch)
-            headers.add(other[_common(other, self(before, **switch)) :])
+            headers.add(other[num_shared(other, self(before, **switch)) :])
         followed = [len(each) for each in headers if text.startswith(each, header)]
         return header + max(followed or (self._shared(each, text[header:]) for each in headers))
 
@@ -199,19 +253,19 @@ class _Renderer:
                 f"{messages[at].get('role')!r}), so nothing says where the response to it begins. "
                 "Use a template that shows it, or leave that message out."
             )
-        return len(text) - _common(text[::-1], other[::-1])
+        return len(text) - num_shared(text[::-1], other[::-1])
 
     def _shared(self, first: str, second: str) -> int:
         """How many characters two texts share from their beginning, without a part of a token."""
         pieces = self._pieces.findall(first)
-        return len("".join(pieces[: _common(pieces, self._pieces.findall(second))]))
+        return len("".join(pieces[: num_shared(pieces, self._pieces.findall(second))]))
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
-def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
+def num_shared(first: Sequence[Any], second: Sequence[Any]) -> int:
     """How many items two sequences share from their beginning."""
     shared = min(len(first), len(second))
     if first[:shared] == second[:shared]:
