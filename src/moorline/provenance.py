@@ -118,7 +118,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         raise InputError(f"{path}: no such {what}. Check the path.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a {what}: {error}. Write it again.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: a {what} holds a JSON object, got {type(value).__name__}.")

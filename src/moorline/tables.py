@@ -2,12 +2,15 @@
 
 import csv
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import InputError
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -74,13 +77,13 @@ def _jsonl(path: Path) -> Iterator[Row]:
             place = f"{path}, line {number}"
             try:
                 values = json.loads(line.rstrip("\r\n"))
-            except RecursionError as error:
-                raise InputError(f"{place}: nested too deeply to read.") from error
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{place}, column {error.colno}: not JSON: {error.msg}. Put one JSON object on "
                     "each line."
                 ) from error
+            except (RecursionError, ValueError) as error:  # ValueError: a number of many digits
+                raise _unreadable(place, error) from error
             yield Row(place, _object(values, place))
 
 
@@ -91,6 +94,10 @@ def _json(path: Path) -> Iterator[Row]:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}."
         ) from error
+    except UnicodeDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise _unreadable(str(path), error) from error
     if not isinstance(values, list):
         raise InputError(
             f"{path}: a JSON data file holds a list of objects, got {type(values).__name__}. For "
@@ -101,11 +108,23 @@ def _json(path: Path) -> Iterator[Row]:
         yield Row(place, _object(each, place))
 
 
+def _unreadable(place: str, error: Exception) -> InputError:
+    nested = isinstance(error, RecursionError)
+    return InputError(f"{place}: {'nested too deeply to read' if nested else error}.")
+
+
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     # The module refuses fields of over 128 KiB unless told; a long text is a legal row.
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, fieldnames=columns)
+        header = stream.readline()
+        stream.seek(0)
+        delimiter = ","
+        if columns is None and "," not in header:  # as spreadsheets write it in half of Europe
+            delimiter = next((each for each in ";\t" if each in header), ",")
+        if delimiter != ",":
+            _log.info("%s: its columns are taken to be separated by %r.", path, delimiter)
+        reader = csv.DictReader(stream, fieldnames=columns, delimiter=delimiter)
         for values in reader:
             place = f"{path}, line {reader.line_num}"
             if None in values:

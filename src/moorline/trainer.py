@@ -5,15 +5,21 @@ tokens = mine_safety_tokens(model, tokenizer)
 STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
 """
 
+import copy
 import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+import pyarrow.compute
+import torch
+from accelerate import PartialState
+from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -25,16 +31,14 @@ from trl import (
     get_peft_config,
     get_quantization_config,
 )
-from trl.chat_template_utils import get_training_chat_template
-from trl.data_utils import is_conversational
 
-from .chat.conversation import has_generation_markers, mark_responses
+from .chat.conversation import conversation_of, mark_responses
 from .errors import InputError
-from .method import cache, reference
+from .method import cache, penalty, reference
 from .method.mixin import DEFAULT_WEIGHT, Constraint, STRMixin
 from .method.safety_tokens import SafetyTokens
 
-# What the floors above need of trl, they take from here.
+# What `commands` needs of trl, it takes from here.
 __all__ = [
     "SFTConfig",
     "SFTTrainer",
@@ -48,18 +52,28 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+# trl/scripts/sft.py of TRL 1.16: its examples with and without LoRA
+ADAPTER_LEARNING_RATE = 2e-4
+FULL_LEARNING_RATE = 2e-5
+
 
 @dataclass
 class STRConfig(SFTConfig):
     """Settings of `STRTrainer`. Every field without `str_` is TRL's `SFTConfig`.
 
-    One default differs from TRL: `assistant_only_loss` unset means that the loss, and so the
+    Three defaults differ from TRL. `assistant_only_loss` unset means that the loss, and so the
     drift, counts the assistant's tokens only, wherever the data says which they are.
+    `learning_rate` unset means 2e-4 with an adapter, else 2e-5. `bf16` and `fp16` unset mean the
+    precision that this machine has: bf16, else fp16 on a GPU, else float32.
 
     Raises:
         InputError: If a `str_` setting is out of range or unknown.
     """
 
+    learning_rate: float | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None,
+        metadata={"help": "Initial learning rate. Unset: 2e-4 with an adapter, else 2e-5."},
+    )
     assistant_only_loss: bool | None = field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
         metadata={
@@ -79,7 +93,10 @@ class STRConfig(SFTConfig):
         },
     )
     str_form: str = field(
-        default="logit", metadata={"help": "Form of the drift; 'logit' is the paper's."}
+        default="logit",
+        metadata={
+            "help": f"Form of the drift: {', '.join(penalty.FORMS)}; 'logit' is the paper's."
+        },
     )
     str_reference: str = field(
         default="auto",
@@ -113,8 +130,17 @@ class STRConfig(SFTConfig):
             "training; it is then kept in memory as a second model."
         },
     )
+    str_plain_text: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on 'prompt' and 'completion' texts as they are. By default they are put "
+            "into the chat template, in which the model is asked later."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            self.bf16, self.fp16 = _precision(use_cpu=self.use_cpu)
         super().__post_init__()
         self.constraint()
 
@@ -176,6 +202,11 @@ class STRTrainer(STRMixin, SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = STRConfig() if args is None else args
+        if not isinstance(args, STRConfig):
+            raise InputError(
+                f"`args` must be an STRConfig, got {type(args).__name__}. Use "
+                "`from moorline import STRConfig`; it takes the same settings."
+            )
         if safety_tokens is None:
             if args.str_tokens is None:
                 raise InputError(
@@ -186,17 +217,16 @@ class STRTrainer(STRMixin, SFTTrainer):
         reference_model = args.str_reference_model if reference_model is None else reference_model
         if peft_config is not None:
             reference.check_adapter(peft_config, reference_given=reference_model is not None)
-        if train_dataset is not None:
-            if processing_class is None:
-                processing_class = _tokenizer_for(model, args)
-            sample = next(iter(train_dataset), None)
-            if sample is None:
-                raise InputError("`train_dataset` is empty: there is nothing to learn.")
-            by_prefix = _decide_on_responses(args, sample, processing_class)
-            if by_prefix:
-                mark = functools.partial(_marked, tokenizer=processing_class)
-                train_dataset = _mapped(train_dataset, mark)
-                eval_dataset = _mapped(eval_dataset, mark)
+        if args.learning_rate is None:
+            adapted = peft_config is not None or hasattr(model, "peft_config")
+            args.learning_rate = ADAPTER_LEARNING_RATE if adapted else FULL_LEARNING_RATE
+        if processing_class is None and train_dataset is not None:
+            processing_class = _tokenizer_for(model, args)
+        self._marks_responses = train_dataset is not None and _settle_responses(
+            args, train_dataset, processing_class, kwargs.get("formatting_func")
+        )
+        if self._marks_responses:
+            args.assistant_only_loss = False  # or TRL would want its own markers
         super().__init__(
             model,
             args,
@@ -209,6 +239,58 @@ class STRTrainer(STRMixin, SFTTrainer):
             reference_model=reference_model,
             **kwargs,
         )
+        if self._marks_responses:
+            self.args.assistant_only_loss = True
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """TRL's preparation, with the responses found by our rule; tells of rows that are cut."""
+        if formatting_func is None:
+            rows = functools.partial(
+                _prepared, settings=args, tokenizer=processing_class, marks=self._marks_responses
+            )
+            with PartialState().main_process_first():
+                dataset = _mapped(dataset, rows, args.dataset_num_proc)
+        whole = copy.copy(args)
+        if isinstance(dataset, Dataset):
+            whole.max_length, whole.shuffle_dataset = None, False
+            dataset = super()._prepare_dataset(
+                dataset, processing_class, whole, False, formatting_func, dataset_name
+            )
+            formatting_func = None
+        prepared = super()._prepare_dataset(
+            dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
+        if isinstance(dataset, Dataset) and args.max_length is not None:
+            _tell_of_cut_rows(dataset, prepared, args, packing, dataset_name)
+        return prepared
+
+    def create_model_card(self, model_name: Any = None, *args: Any, **kwargs: Any) -> None:
+        """TRL's card, with the name of the model that was tuned where TRL has none."""
+        super().create_model_card(model_name, *args, **kwargs)
+        card = Path(self.args.output_dir or ".", "README.md")
+        base = getattr(self.model.config, "_name_or_path", None)  # pyright: ignore[reportOptionalMemberAccess]
+        if base and self.is_world_process_zero() and card.is_file():
+            text = card.read_text(encoding="utf-8")
+            named = text.replace("[None](https://huggingface.co/None)", f"`{base}`")
+            card.write_text(named, encoding="utf-8")
+
+
+def _precision(*, use_cpu: bool) -> tuple[bool, bool]:
+    """Whether to train in bf16 and in fp16 on this machine."""
+    if use_cpu:
+        return False, False
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native, not native
+    return is_torch_bf16_gpu_available(), False
 
 
 def _tokenizer_for(model: Any, args: STRConfig) -> PreTrainedTokenizerBase:
@@ -217,42 +299,98 @@ def _tokenizer_for(model: Any, args: STRConfig) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
 
 
-def _decide_on_responses(
-    args: STRConfig, sample: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> bool:
-    """Settle `args.assistant_only_loss`; True if the responses must be found by prefix."""
-    conversational = is_conversational(dict(sample)) and "messages" in sample
+def _settle_responses(args: STRConfig, dataset: Any, tokenizer: Any, formatting_func: Any) -> bool:
+    """Settle `args.assistant_only_loss`; True if our rule says which tokens are responses."""
+    sample = next(iter(dataset), None)
+    if sample is None:
+        raise InputError("`train_dataset` is empty: there is nothing to learn.")
+    if "input_ids" in sample or formatting_func is not None:
+        args.assistant_only_loss = bool(args.assistant_only_loss)
+        return False
+    in_template = _in_template(args, tokenizer)
+    if isinstance(sample.get("prompt"), str) and isinstance(sample.get("completion"), str):
+        if in_template:
+            _log.info("'prompt' and 'completion' are put into the chat template as one turn each.")
+        else:
+            _log.warning(
+                "'prompt' and 'completion' are trained on as plain text; an audit asks in the "
+                "chat template."
+            )
+    conversational = conversation_of(sample, texts=in_template) is not None
     if args.assistant_only_loss is None:
         args.assistant_only_loss = conversational
-        if not conversational and not {"prompt", "input_ids"} & sample.keys():
+        if not conversational and "prompt" not in sample:
             _log.warning(
                 "The data is plain text, so every token counts as a response and is held. Use "
                 "'messages' or 'prompt' and 'completion' columns to hold the responses only."
             )
-    if not (args.assistant_only_loss and conversational) or has_generation_markers(tokenizer):
-        return False
-    try:
-        # TRL has a marked twin of some well-known templates, and uses it by itself.
-        get_training_chat_template(tokenizer)
-    except ValueError:
-        args.assistant_only_loss = False
-        _log.warning("The chat template has no generation markers; responses are found by prefix.")
-        return True
-    return False
+    if args.assistant_only_loss and not conversational:
+        raise InputError(
+            "`assistant_only_loss` needs conversations, but the data has the columns "
+            f"{', '.join(sample)}. Leave it out, or give a 'messages' column."
+        )
+    with_images = "image" in sample or "images" in sample  # which TRL tokenizes batch by batch
+    return bool(args.assistant_only_loss) and not with_images
 
 
-def _marked(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    tools = row.get("tools")
-    return mark_responses(tokenizer, row["messages"], **({"tools": tools} if tools else {}))
+def _prepared(
+    row: Mapping[str, Any], settings: STRConfig, tokenizer: Any, *, marks: bool
+) -> dict[str, Any]:
+    """A row as conversation; tokenized, with its responses marked, where they are ours to mark."""
+    found = conversation_of(row, texts=_in_template(settings, tokenizer))
+    if found is None:
+        return dict(row)
+    if marks:
+        after = 0 if settings.completion_only_loss is False else found.num_prompt
+        return mark_responses(tokenizer, found.messages, after=after, **found.variables)
+    kept = {name: row[name] for name in row if name != "conversations"}
+    if "prompt" in row:
+        border = found.num_prompt
+        return {**kept, "prompt": found.messages[:border], "completion": found.messages[border:]}
+    return {**kept, "messages": found.messages}
 
 
-def _mapped(dataset: Any, function: Any) -> Any:
-    """A data set, or each of a dictionary of them, with its conversations tokenized and marked."""
-    if isinstance(dataset, Dataset | IterableDataset):
-        return dataset.map(function, remove_columns=list(next(iter(dataset))))
-    if isinstance(dataset, Mapping):
-        return {name: _mapped(each, function) for name, each in dataset.items()}
-    return dataset
+def _in_template(settings: STRConfig, tokenizer: Any) -> bool:
+    """Whether a prompt and completion that are texts go into the chat template."""
+    as_they_are = settings.str_plain_text or settings.completion_only_loss is False
+    return bool(tokenizer.chat_template) and not as_they_are
+
+
+def _mapped(dataset: Any, function: Any, num_proc: int | None) -> Any:
+    """A data set with its rows prepared."""
+    sample = next(iter(dataset), None)
+    if sample is None or (first := function(sample)) == dict(sample):
+        return dataset
+    more: Any = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    gone = [each for each in sample if each not in first]
+    return dataset.map(function, remove_columns=gone, **more)
+
+
+def _tell_of_cut_rows(
+    whole: Dataset, prepared: Dataset, args: STRConfig, packing: bool, name: str
+) -> None:
+    """Say how many rows `max_length` cuts.
+
+    Raises:
+        InputError: If it cuts off every response.
+    """
+    lengths = pyarrow.compute.list_value_length(whole.with_format("arrow")["input_ids"])  # pyright: ignore
+    longest = pyarrow.compute.max(lengths).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+    if not longest or longest <= args.max_length:
+        return
+    num = pyarrow.compute.sum(pyarrow.compute.greater(lengths, args.max_length)).as_py()  # pyright: ignore
+    if not len(prepared):
+        raise InputError(
+            f"`max_length` {args.max_length} cuts off every response of the {name} data, whose "
+            f"longest row has {longest} tokens. Set `max_length` to {longest}, or shorten the rows."
+        )
+    lost = 0 if packing else len(whole) - len(prepared)
+    _log.warning(
+        "%d of %d rows of the %s data are longer than `max_length` %d and are cut (the longest has "
+        "%d tokens)%s.",
+        num, len(whole), name, args.max_length, longest,
+        f"; {lost} of them lose their whole response and are left out" if lost else "",
+    )  # fmt: skip
 
 
 def make_parser() -> TrlParser:

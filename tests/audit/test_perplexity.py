@@ -1,5 +1,6 @@
 """Perplexity: against a plain loop, against TRL's evaluation loss, and at its edges."""
 
+import copy
 import math
 
 import pytest
@@ -9,16 +10,23 @@ from helpers import conversations
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
-from moorline.audit.perplexity import Perplexity, perplexity
+from moorline.audit.perplexity import Perplexity, labelled, perplexity
 from moorline.audit.statistics import mean_interval
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.errors import InputError
 
 TEXTS = [{"text": "w1 w2 w3 w4"}, {"text": "w5 w6"}, {"text": "w7 w8 w9 w1 w2 w3 w4 w5"}]
-COMPLETIONS = [
+PAIRS = [
     {"prompt": "w1 w2 w3 ", "completion": "w4 w5"},
     {"prompt": "w6 ", "completion": "w7 w8 w9 w10"},
+]
+COMPLETIONS = [
+    {
+        "prompt": [{"role": "user", "content": each["prompt"]}],
+        "completion": [{"role": "assistant", "content": each["completion"]}],
+    }
+    for each in PAIRS
 ]
 ROWS = {
     "messages": [dict(row) for row in conversations(num=7, turns=2)],
@@ -42,16 +50,12 @@ def _plain(model, ids, mask):
 
 
 def _marked(tokenizer, row):
-    if "messages" in row:
-        found = mark_responses(tokenizer, row["messages"])
+    if "text" not in row:
+        messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+        found = mark_responses(tokenizer, messages)
         return found["input_ids"], found["assistant_masks"]
-    end = [tokenizer.eos_token_id]
-    if "text" in row:
-        ids = tokenizer(row["text"]).input_ids + end
-        return ids, [1] * len(ids)
-    before = tokenizer(row["prompt"]).input_ids
-    after = tokenizer(row["completion"]).input_ids + end
-    return before + after, [0] * len(before) + [1] * len(after)
+    ids = [*tokenizer(row["text"]).input_ids, tokenizer.eos_token_id]
+    return ids, [1] * len(ids)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
@@ -85,6 +89,29 @@ def test_its_nats_are_the_evaluation_loss_of_trl(make_model, tokenizer, tmp_path
     assert math.isclose(
         perplexity(ChatModel(model, tokenizer), ROWS[shape]).nats, expected, **CLOSE
     )
+
+
+def test_a_prompt_and_completion_as_texts_are_read_in_the_chat_template(make_model, tokenizer):
+    chat = ChatModel(make_model(), tokenizer)
+    assert perplexity(chat, PAIRS) == perplexity(chat, COMPLETIONS)
+
+
+@pytest.mark.parametrize("border", [("w1 w2 ", "w3"), ("w1 w2", "3"), ("w", "1 w2")])
+def test_without_a_template_a_token_across_the_border_counts_as_trl_counts_it(
+    make_model, tokenizer, tmp_path, border
+):
+    """A completion that merges with the prompt into one token used to count for nothing."""
+    plain, model = copy.deepcopy(tokenizer), make_model()
+    plain.chat_template = None
+    rows = [dict(zip(("prompt", "completion"), border, strict=True))]
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False),
+        train_dataset=Dataset.from_list(rows), processing_class=plain,
+    )  # fmt: skip
+    row = trainer.train_dataset[0]
+    assert labelled(plain, rows[0], "row 1", None) == (row["input_ids"], row["labels"])
+    assert perplexity(ChatModel(model, plain), rows).num_tokens > 0
 
 
 def test_an_adapter_counts_and_the_mode_of_the_model_is_left_alone(make_model, tokenizer):
@@ -135,7 +162,7 @@ def test_progress_counts_every_row_once(make_model, tokenizer):
 
 @pytest.mark.parametrize("row", [{}, {"prompt": "w1"}, {"question": "w1", "answer": "w2"}])
 def test_a_row_of_another_shape_is_refused_with_its_place(make_model, tokenizer, row):
-    words = r"row 2: a row needs 'messages', 'text', or 'prompt' and 'completion' as texts \(fields"
+    words = r"row 2: a row needs 'messages', 'text', or 'prompt' and 'completion' \(fields"
     with pytest.raises(InputError, match=words):
         perplexity(ChatModel(make_model(), tokenizer), [TEXTS[0], row])
 

@@ -2,17 +2,18 @@
 
 import re
 import string
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from moorline.chat.conversation import (
     IGNORED_LABEL,
-    has_generation_markers,
     mark_responses,
     positions_of_batch,
     response_positions,
@@ -112,9 +113,18 @@ MARKED = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# A user's own markers, wrong at both ends: the header, and the newline behind the end of turn.
+WRONG = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ '<|im_start|>assistant\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endgeneration %}{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 PLAIN = re.sub(r"{% (end)?generation %}", "", MARKED)
@@ -137,7 +147,7 @@ THOUGHTFUL = PLAIN.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\
 
 def _tokenizer(template):
     """One token per character, so that every border is visible."""
-    letters = string.ascii_letters + string.digits + " \n!?.,'<>/|_"
+    letters = string.ascii_letters + string.digits + " \n!?.,'<>/|_{}:=\"-[]()#*"
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *letters])}
     plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -176,8 +186,11 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["without markers", "with markers"])
-def test_responses_found_by_prefix_are_those_that_markers_would_mark(name, template):
+@pytest.mark.parametrize(
+    "template", [PLAIN, MARKED, WRONG], ids=["without markers", "with markers", "wrong markers"]
+)
+def test_responses_are_those_that_right_markers_would_mark(name, template):
+    """Markers that were wrong used to be believed: headers were trained and held."""
     messages = CONVERSATIONS[name]
     expected = _tokenizer(MARKED).apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
@@ -189,27 +202,35 @@ def test_responses_found_by_prefix_are_those_that_markers_would_mark(name, templ
     assert 0 < sum(found["assistant_masks"]) < len(found["input_ids"])
 
 
-def test_a_conversation_that_the_assistant_opens_is_marked_or_refused_in_our_words():
-    """There is nothing to render before its first message, which used to end in a bare error."""
+def test_a_first_message_by_the_assistant_answers_no_prompt_and_is_no_response():
+    """There is nothing to render before it, which used to end in a bare error."""
     messages = _messages(ANSWER, SECOND, AGAIN)
-    expected = _tokenizer(MARKED).apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    try:
-        found = mark_responses(_tokenizer(PLAIN), messages)
-    except InputError:
-        pass
-    else:
-        assert found["assistant_masks"] == expected["assistant_masks"]
+    assert spoken(_tokenizer(PLAIN), messages) == ["Very well,\nthank you.<|im_end|>"]
+
+
+def spoken(tokenizer, messages, **template):
+    """The response tokens as text, one for each run of them."""
+    found = mark_responses(tokenizer, messages, **template)
+    runs = [""]
+    for index, mask in zip(found["input_ids"], found["assistant_masks"], strict=True):
+        if mask:
+            runs[-1] += tokenizer.convert_ids_to_tokens(index)
+        elif runs[-1]:
+            runs.append("")
+    return [each for each in runs if each]
 
 
 def test_a_response_is_the_answer_with_its_end_of_turn_and_nothing_else():
     tokenizer = _tokenizer(PLAIN)
-    found = mark_responses(tokenizer, CONVERSATIONS["three turns and a system message"])
-    pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
-    said = tokenizer.decode([index for index, mask in pairs if mask]).replace(" ", "")
-    turns = ["Hello!", "Verywell,\nthankyou.", "Hello!"]
-    assert said == "".join(f"{turn}<|im_end|>\n" for turn in turns)
+    turns = ["Hello!", "Very well,\nthank you.", "Hello!"]
+    found = spoken(tokenizer, CONVERSATIONS["three turns and a system message"])
+    assert found == [f"{turn}<|im_end|>" for turn in turns]
+
+
+def test_answers_within_the_prompt_do_not_count():
+    tokenizer, messages = _tokenizer(PLAIN), CONVERSATIONS["two turns"]
+    assert spoken(tokenizer, messages, after=3) == ["Very well,\nthank you.<|im_end|>"]
+    assert len(spoken(tokenizer, messages)) == 2
 
 
 def test_variables_of_the_template_are_passed_on():
@@ -222,87 +243,142 @@ def test_variables_of_the_template_are_passed_on():
 
 
 @pytest.mark.parametrize(
-    "messages", [[], _messages(FIRST), _messages(SYSTEM, FIRST), [{"content": "no role"}]]
+    "messages",
+    [[], _messages(FIRST), _messages(SYSTEM, FIRST), [{"content": "no role"}], _messages(ANSWER)],
 )
 def test_a_conversation_without_an_answer_is_refused(messages):
-    words = r"A conversation has no message of role 'assistant', so nothing to learn\."
+    words = r"no message of role 'assistant' that answers another one, so nothing to learn\."
     with pytest.raises(InputError, match=words):
         mark_responses(_tokenizer(PLAIN), messages)
 
 
-_REWRITES = (
-    r"The chat template renders earlier messages differently once later ones follow \(at message "
-    r"{at} of {of}\), so response positions cannot be found by prefix\. Use a template with "
-    r"\{{% generation %\}} markers\."
-)
-
-
-def test_a_template_that_drops_what_was_said_before_is_refused():
+def test_where_the_past_is_rewritten_the_rule_holds_for_the_text_as_it_stands():
+    """Such templates used to be refused, or to be swapped for a twin that marks headers."""
     messages = _messages(FIRST, ("assistant", "thinking!Hello"), SECOND, AGAIN)
-    with pytest.raises(InputError, match=_REWRITES.format(at=2, of=4)):
-        mark_responses(_tokenizer(FORGETFUL), messages)
-
-
-def test_the_same_template_is_accepted_where_it_drops_nothing():
-    """The control: what is refused is the rewriting, not the template."""
-    messages = _messages(FIRST, ("assistant", "Hello"), SECOND, AGAIN)
-    assert mark_responses(_tokenizer(FORGETFUL), messages) == mark_responses(
-        _tokenizer(PLAIN), messages
-    )
-
-
-def test_a_generation_prompt_that_no_answer_begins_with_is_refused():
-    with pytest.raises(InputError, match=_REWRITES.format(at=2, of=2)):
-        mark_responses(_tokenizer(THOUGHTFUL), CONVERSATIONS["one turn"])
-
-
-def test_a_last_answer_that_is_rewritten_is_refused_at_its_own_message():
-    """An answer is followed by a user message that changes how that answer is rendered."""
+    assert spoken(_tokenizer(FORGETFUL), messages) == [
+        "Hello<|im_end|>", "Very well,\nthank you.<|im_end|>",
+    ]  # fmt: skip
     messages = _messages(FIRST, ("assistant", "Hello"), SECOND, ("assistant", "x!y"), FIRST)
-    with pytest.raises(InputError, match=_REWRITES.format(at=4, of=5)):
-        mark_responses(_tokenizer(FORGETFUL), messages)
+    assert spoken(_tokenizer(FORGETFUL), messages) == ["Hello<|im_end|>", "y<|im_end|>"]
 
 
-@pytest.mark.parametrize(
-    "opening",
-    [
-        "{% generation %}",
-        "{%- generation %}",
-        "{% generation -%}",
-        "{%- generation -%}",
-        "{%generation%}",
-        "{%-generation-%}",
-        "{%  generation  %}",
-        "{%-  generation  -%}",
-        "{%\tgeneration\n%}",
-        "{%+ generation %}",
-    ],
-)
-def test_markers_are_recognised_in_every_form_that_the_template_engine_takes(opening):
-    # the closing tag in the same form, or it would be recognised by that alone
-    template = MARKED.replace("{% generation %}", opening)
-    template = template.replace(
-        "{% endgeneration %}", opening.replace("generation", "endgeneration")
-    )
+def test_a_generation_prompt_that_an_answer_does_not_follow_ends_where_they_part():
+    messages = CONVERSATIONS["two turns"]
+    turns = ["Hello!<|im_end|>", "Very well,\nthank you.<|im_end|>"]
+    assert spoken(_tokenizer(THOUGHTFUL), messages) == turns
+    messages = _messages(FIRST, ("assistant", "<th"))  # shares letters with the prompt, no token
+    tokenizer = _tokenizer(THOUGHTFUL)
+    tokenizer.add_tokens(["<think>"])
+    assert spoken(tokenizer, messages) == ["<th<|im_end|>"]
+
+
+def test_a_message_that_the_template_leaves_out_or_refuses_is_named():
+    hides = "{% for m in messages if m['role'] != 'user' %}" + FORGETFUL.split("%}", 1)[1]
+    hides = hides.replace("message[", "m[")
+    messages = _messages(FIRST, ("assistant", "a!b"), SECOND, AGAIN)
+    with pytest.raises(InputError, match=r"leaves out message 3 of 4 \(role 'user'\)"):
+        mark_responses(_tokenizer(hides), messages)
+    refuses = PLAIN + "{{ raise_exception('no') if messages[0]['role'] == 'system' }}"
+    with pytest.raises(InputError, match=r"refuses a conversation of 3 messages: no\. Change"):
+        mark_responses(_tokenizer(refuses), CONVERSATIONS["a system message"])
+
+
+# What TRL ships
+
+SHIPPED = Path(trl.__file__).parent / "chat_templates"
+_AS_PARTS = ("idefics3", "llava_next", "smolvlm", "qwen2_5_vl", "qwen3_vl")
+
+# Where an answer has more or less than its words and one token of end.
+_ENDS = {
+    "cohere2": ("", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "glm4moe": ("\n", ""),  # the model ends with the next turn's header
+    "gptoss": ("<|channel|>final<|message|>", "<|return|>"),
+    "muse_glimmer": (" to=user<|message|>", "<|eot|>"),
+    "idefics3": (" ", "<end_of_utterance>"),
+    "smolvlm": (" ", "<end_of_utterance>"),
+    "llava_next": (" ", "</s>"),
+}
+
+
+def _shipped_tokenizer(path):
+    """A tokenizer of single characters, with the special tokens that a template names."""
+    template = path.read_text(encoding="utf-8")
+    special = sorted(set(re.findall(r"</?[|\uff5c]?[\w|\uff5c\u2581/]+>|<turn\|>", template)))
     tokenizer = _tokenizer(template)
-    # the control: the engine takes it
-    assert "Hello!" in tokenizer.apply_chat_template(CONVERSATIONS["one turn"], tokenize=False)
-    assert has_generation_markers(tokenizer)
+    tokenizer.add_tokens([AddedToken(each, special=True, normalized=False) for each in special])
+    tokenizer.bos_token = "<bos>"
+    return tokenizer
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        None,
-        "",
-        PLAIN,
-        PLAIN.replace("{% for", "{% if add_generation_prompt %}{% endif %}{% for", 1),
-        PLAIN.replace("{% for", "{# {{ generation }} #}{% for", 1),
-        PLAIN + "{% if next_generation %}{% endif %}",
-        PLAIN + "{%- if not regeneration -%}{%- endif -%}",
-        PLAIN + "generation",
-    ],
-    ids=["none", "empty", "plain", "prompt", "comment", "variable", "negated", "word"],
-)
-def test_a_template_without_markers_is_not_said_to_have_them(template):
-    assert not has_generation_markers(_tokenizer(template))
+def _twins():
+    for path in sorted(SHIPPED.glob("*.jinja")):
+        if (twin := path.with_stem(f"{path.stem}_training")).is_file():
+            yield pytest.param(path, twin, id=path.stem)
+
+
+@pytest.mark.parametrize(("path", "twin"), _twins())
+def test_a_response_begins_behind_the_generation_prompt_of_every_template_that_trl_ships(
+    path, twin
+):
+    """TRL's marked twins of many templates mark headers, which were trained and held: for Qwen2.5
+    the newline behind `<|im_start|>assistant`, for others the whole header or `<think>`."""
+    messages = _messages(("user", "Ask"), ("assistant", "HELLO"), ("user", "On"),
+                         ("assistant", "WORLD"))  # fmt: skip
+    if path.stem in _AS_PARTS:
+        messages = [
+            {**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages
+        ]
+    tokenizer = _shipped_tokenizer(path)
+    first, last = spoken(tokenizer, messages)
+    lead, end = _ENDS.get(path.stem, ("", None))
+    assert first.startswith(lead + "HELLO")
+    assert last.startswith(lead + "WORLD")
+    tail = last.removeprefix(lead + "WORLD")
+    assert tail == end or (end is None and tail in tokenizer.get_vocab())
+    # in the past gpt-oss has another end, which the model does not say
+    assert first in (lead + "HELLO" + tail, lead + "HELLO")
+    # the twin's markers change nothing, even where a user has taken it for a template
+    of_twin = spoken(_shipped_tokenizer(twin), messages)
+    assert [each.removesuffix("<|user|>") for each in of_twin] == [first, last]
+
+
+def test_the_twins_of_trl_do_mark_more_than_the_response():
+    """The control: what the test above guards against is there."""
+    tokenizer = _shipped_tokenizer(SHIPPED / "qwen2_5_training.jinja")
+    messages = _messages(("user", "Ask"), ("assistant", "HELLO"))
+    found = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
+    marked = "".join(tokenizer.convert_ids_to_tokens([index for index, mask in pairs if mask]))
+    assert marked.startswith("\nHELLO")
+    assert spoken(tokenizer, messages) == ["HELLO<|im_end|>"]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "nemotron_3_nano", "glm4moe"])
+def test_an_empty_block_of_thoughts_is_the_templates_and_thoughts_are_the_models(name):
+    tokenizer = _shipped_tokenizer(SHIPPED / f"{name}.jinja")
+    asked = {"role": "user", "content": "Ask"}
+    answer = {"role": "assistant", "content": "HELLO"}
+    (without,) = spoken(tokenizer, [asked, answer])
+    (with_thoughts,) = spoken(tokenizer, [asked, {**answer, "reasoning_content": "I see."}])
+    assert "think" not in without
+    assert "I see." in with_thoughts
+    assert "</think>" in with_thoughts
+
+
+def test_a_call_of_a_tool_is_a_response_and_what_the_tool_says_is_none():
+    tokenizer = _shipped_tokenizer(SHIPPED / "qwen2_5.jinja")
+    function = {"name": "weather", "arguments": {"city": "Rome"}}
+    call = {"type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "weather", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+    ]  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    calls, answer = spoken(tokenizer, messages, tools=tools)
+    assert calls.startswith("<tool_call>")
+    assert "Rome" in calls
+    assert answer == "It rains.<|im_end|>"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from moorline import embedded
 from moorline.commands.cli import app
-from moorline.commands.tune import make_parser
+from moorline.trainer import make_parser
 
 runner = CliRunner()
 
@@ -34,6 +34,7 @@ def test_our_flags_are_these():
     assert {name for name in names if name.startswith("str_")} == {
         "str_tokens", "str_weight", "str_form", "str_reference", "str_reference_model",
         "str_reference_fraction", "str_positions", "str_cache_dtype", "str_cache_dir",
+        "str_plain_text",
     }  # fmt: skip
 
 

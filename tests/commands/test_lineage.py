@@ -7,7 +7,7 @@ import pytest
 from helpers import conversations, refused, tune
 
 from moorline import InputError
-from moorline.commands.lineage import start_of
+from moorline.commands.lineage import lineage_of
 
 WAYS = {
     "adapter off": ({"str_reference": "adapter_off"}, "adapter_off"),
@@ -74,7 +74,7 @@ def test_a_new_adapter_on_a_tuned_model_is_held_to_the_aligned_one(go):
     assert read(second)["reference"] == "frozen_copy"
     assert read(second)["log"][0]["str/drift"] > 1e-3
     # The adapter belongs to the tuned model, the reference to the head of the chain.
-    start = start_of(str(second))
+    start = lineage_of(str(second))
     assert (start.model, start.base) == (str(first), read(first)["base"]["name"])
     third, result = go(3, second, str_reference="auto")
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -143,11 +143,11 @@ def test_a_run_that_is_not_finished_or_says_nothing_of_its_base_is_refused(go):
     first, _ = go(1)
     run = read(first)
     (first / "run.json").write_text(json.dumps({**run, "status": "running"}))
-    with pytest.raises(InputError, match="is not finished, so nothing can go on from it"):
-        start_of(str(first))
+    with pytest.raises(InputError, match="is not finished, so nothing can follow it"):
+        lineage_of(str(first))
     (first / "run.json").write_text(json.dumps({**run, "base": None}))
-    with pytest.raises(InputError, match="does not say which aligned model"):
-        start_of(str(first))
+    with pytest.raises(InputError, match="damaged: 'base' holds null"):
+        lineage_of(str(first))
 
 
 def test_an_adapter_of_another_tool_is_gone_on_with(go, tmp_path):

@@ -75,8 +75,8 @@ def test_plain_text_is_trained_on_whole_and_says_so(suffix, flags, tmp_path, cap
     assert "every token counts as a response" in caplog.text
 
 
-def test_many_turns_and_a_template_without_markers(flags, tmp_path, tokenizer, caplog):
-    """The same drift and loss as with markers: the responses are found by prefix."""
+def test_many_turns_and_a_template_without_markers(flags, tmp_path, tokenizer):
+    """The same drift and loss as with markers, which change nothing."""
     path = tmp_path / "turns.jsonl"
     write_rows(path, list(conversations(8, turns=3)))
     with_markers = tune({**flags, "dataset_name": path})
@@ -86,7 +86,6 @@ def test_many_turns_and_a_template_without_markers(flags, tmp_path, tokenizer, c
     other.save_pretrained(flags["model_name_or_path"])
     without = tune({**flags, "dataset_name": path, "output_dir": tmp_path / "run2"})
     assert with_markers.exit_code == without.exit_code == 0, without.output
-    assert "found by prefix" in caplog.text
     logs = [
         [entry["loss"] for entry in json.loads((tmp_path / run / "run.json").read_text())["log"]
          if "loss" in entry]

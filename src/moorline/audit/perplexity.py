@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..chat.chat_model import ChatModel, in_batches
-from ..chat.conversation import IGNORED_LABEL, mark_responses, response_positions
+from ..chat.conversation import (
+    IGNORED_LABEL,
+    conversation_of,
+    mark_responses,
+    num_shared,
+    response_positions,
+)
 from ..errors import InputError
 from .statistics import mean_interval
 
@@ -48,9 +54,10 @@ def perplexity(
         perplexity = exp(nats)
 
     The response tokens are those that training learns from: what the assistant says, with its end
-    of turn, in rows of `messages`; the completion in rows of `prompt` and `completion`; all but the
-    first token in rows of `text`. The last two end with the tokenizer's end-of-text token, as TRL
-    has it. So the nats are TRL's evaluation loss with `assistant_only_loss`.
+    of turn, in rows of `messages`, or of `prompt` and `completion` (texts are put into the chat
+    template); all but the first token in rows of `text`. Without a chat template, a completion is
+    all that follows the prompt. Plain texts end with the tokenizer's end-of-text token, as TRL has
+    it. So the nats are the evaluation loss of `STRTrainer`.
 
     What it cannot see: whether an answer is right or useful; anything about models of another
     tokenizer, whose tokens are others.
@@ -111,22 +118,30 @@ def labelled(
     Raises:
         InputError: If the row has none of these shapes.
     """
-    if "messages" in row:
-        found = mark_responses(tokenizer, row["messages"])
-        ids, mask = found["input_ids"], found["assistant_masks"]
-    elif "text" in row:
+    found = conversation_of(row, texts=bool(tokenizer.chat_template))
+    if found is not None:
+        marked = mark_responses(
+            tokenizer, found.messages, after=found.num_prompt, **found.variables
+        )
+        ids, mask = marked["input_ids"], marked["assistant_masks"]
+    elif isinstance(row.get("text"), str):
         ids = _ended(tokenizer, row["text"])
         mask = [1] * len(ids)
     elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
         ids = _ended(tokenizer, row["prompt"] + row["completion"])
-        before = len(tokenizer(row["prompt"]).input_ids)
+        prompt = list(tokenizer(row["prompt"]).input_ids)
+        # Where tokens merge at the border, the merged one is learned, as TRL has it.
+        before = num_shared(prompt, ids)
         mask = [0] * before + [1] * (len(ids) - before)
     else:
         raise InputError(
-            f"{place}: a row needs 'messages', 'text', or 'prompt' and 'completion' as texts "
+            f"{place}: a row needs 'messages', 'text', or 'prompt' and 'completion' "
             f"(fields: {', '.join(map(repr, row)) or 'none'}). Rename the fields."
         )
-    labels = [token if said else IGNORED_LABEL for token, said in zip(ids, mask, strict=True)]
+    labels = [
+        token if is_response else IGNORED_LABEL
+        for token, is_response in zip(ids, mask, strict=True)
+    ]
     return ids[:max_length], labels[:max_length]
 
 

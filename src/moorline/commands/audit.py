@@ -31,7 +31,7 @@ from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
 from ..provenance import fingerprint, sha256_of, write_json
 from ..tables import rows_of
-from .lineage import TOKENS, start_of
+from .lineage import TOKENS, lineage_of
 
 BACKENDS = ("transformers", "vllm")
 """What can answer."""
@@ -96,7 +96,7 @@ def run_audit(
     total = sum(len(each.prompts) for each in found)
 
     def measure(name: str, adapter: str | None, folder: Path) -> tuple[Audit, ChatModel]:
-        start = start_of(name)
+        start = lineage_of(name)
         if start.adapter is not None and adapter is not None:
             raise InputError(f"{name} is an adapter itself, and `adapter` names {adapter} too.")
         worn = adapter or start.adapter
@@ -164,7 +164,7 @@ def _drift(
     name: str, chat: ChatModel, rows: Sequence[Any], harmful: Sequence[str]
 ) -> dict[str, Any]:
     """The drift of a tuned model on some rows, and its refusal mass at each checkpoint."""
-    model, start = chat.model, start_of(name)
+    model, start = chat.model, lineage_of(name)
     tokens = SafetyTokens.load(Path(name) / TOKENS)
     adapted = bool(adapter_layers(model))
     if adapted and start.model == start.base:
@@ -207,7 +207,7 @@ def _suites(source: str) -> list[Suite]:
 
 def _default(model: str) -> list[Suite]:
     ours = (embedded.aligned_path(), embedded.base_path())
-    return embedded.suites() if start_of(model).model in ours else builtin_suites()
+    return embedded.suites() if lineage_of(model).model in ours else builtin_suites()
 
 
 def _load(name: str, adapter: str | None) -> tuple[ChatModel, str]:

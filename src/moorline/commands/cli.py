@@ -161,15 +161,26 @@ def mine(
 )
 def tune(context: typer.Context, as_json: _Json = False) -> None:
     """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
+    if {"-h", "--help"} & set(context.args):
+        from .tune_settings import HELP
+
+        print(HELP, end="")
+        return
+    if "--help-all" in context.args:
+        from ..trainer import make_parser
+
+        make_parser().print_help()
+        return
     with _command(as_json=as_json) as print_json:
+        logging.getLogger("moorline").info("Reading the settings.")
+        from .tune import summary
         from .tune import tune as run
 
         result = run(context.args)
-        where = result["settings"]["output_dir"]
         if as_json:
-            print_json(result)
+            print_json(result.to_json())
         else:
-            print(f"Tuned {result['model']} in {result.get('seconds')} s; written to {where}.")
+            print(summary(result))
 
 
 @app.command()

@@ -1,46 +1,53 @@
-"""Fine-tune under the constraint, from flags and a YAML file as `trl sft` has them.
+"""Fine-tune with the refusals held, from flags and a YAML file as `trl sft` has them.
 
     moorline tune --model_name_or_path MODEL --dataset_name rows.jsonl --use_peft --output_dir out
 
-In order: settings, doors (data, model, output folder), safety tokens, training, files.
+In order: settings, output folder, data, model, safety tokens, training, files.
 """
 
-import dataclasses
+import errno
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
+import datasets
+import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+)
 
 from ..chat.loading import check_model_folder, load
-from ..errors import InputError, PrerequisiteError, unknown_choice
+from ..errors import InputError, MoorlineError, PrerequisiteError
 from ..method.mining import mine_safety_tokens
 from ..method.reference import weights_fingerprint
 from ..method.safety_tokens import SafetyTokens
-from ..provenance import fingerprint, machine, now, read_json, sha256_of, versions, write_json
-from ..tables import Row, is_table, rows_of
-from ..trainer import (
-    STRConfig,
-    STRTrainer,
-    get_dataset,
-    get_peft_config,
-    get_quantization_config,
-    make_parser,
-)
-from .lineage import RUN, TOKENS, Start, start_of, tokens_fingerprint
+from ..provenance import as_json, fingerprint, machine, now, sha256_of, versions
+from ..trainer import STRTrainer, get_peft_config, get_quantization_config
+from .lineage import Lineage, lineage_of, tokens_fingerprint
+from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
+from .training_data import read_training_data, split_of
+from .tune_settings import Settings, is_plain, parse
 
 _log = logging.getLogger(__name__)
 
-_SHAPES = (("messages",), ("prompt", "completion"), ("text",))
+# Squared logits, so a hundredth of a logit: 60 rows at a rate of 2e-5 moved 7.6e-6, and learned
+# nothing.
+_NO_DRIFT = 1e-4
 
 
-def tune(arguments: Sequence[str]) -> dict[str, Any]:
+def tune(arguments: Sequence[str]) -> Run:
     """Fine-tune a model with its refusals held.
 
     Args:
@@ -51,171 +58,330 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         InputError: For anything that the user can put right, before training where it can be seen.
-        PrerequisiteError: If the model or data cannot be fetched.
+        PrerequisiteError: If the model or data cannot be fetched, or a package is missing.
     """
-    script, settings, model_settings, mixture = _parse(arguments)
-    if settings.output_dir in (None, "", "trainer_output"):
-        raise InputError("`output_dir` is missing. Say where the run goes: --output_dir DIR.")
-    output = Path(settings.output_dir)
-    if model_settings.model_name_or_path is None:
-        raise InputError(
-            "`model_name_or_path` is missing. Give a folder or hub id of a chat model."
-        )
-    start = start_of(model_settings.model_name_or_path)
-    check_model_folder(start.model)
-    if settings.str_reference_model is not None:
-        check_model_folder(settings.str_reference_model)
-    settings.resume_from_checkpoint = _checkpoint(settings.resume_from_checkpoint, output)
-    data = _read_data(script, mixture)
-    train_rows = _split(data, script.dataset_train_split)
-    evaluates = settings.eval_strategy != "no"
-    eval_rows = _split(data, script.dataset_test_split) if evaluates else None
+    settings = parse(arguments)
+    training, output = settings.training, Path(settings.training.output_dir)
+    lineage = lineage_of(settings.model.model_name_or_path)
+    check_model_folder(lineage.model)
+    if training.str_reference_model is not None:
+        check_model_folder(training.str_reference_model)
+    training.resume_from_checkpoint = _checkpoint(training.resume_from_checkpoint, output)
+    plain = settings.plain()
+    known_as = _fingerprint(settings, plain)
+    with locked(output), _quiet():
+        resumes = bool(training.resume_from_checkpoint)
+        check_free(output, plain, known_as, resumes=resumes)
+        trainer, run = _prepared(settings, lineage, known_as)
+        return _trained(trainer, replace(run, settings=settings.plain()), output)
 
-    name = model_settings.model_name_or_path
-    tokenizer = load(AutoTokenizer, name, revision=model_settings.model_revision)
-    conversational = "messages" in train_rows.column_names or not isinstance(
-        next(iter(train_rows)).get("prompt", ""), str
-    )
-    if not tokenizer.chat_template and (conversational or settings.str_tokens is None):
-        raise InputError(
-            f"{name}: its tokenizer has no chat template, which "
-            + ("the conversations of the data need" if conversational else "mining needs")
-            + ". Use the chat version of the model."
-        )
-    model = _load_model(start.model, settings, model_settings)
-    tokens = _safety_tokens(settings, start, model, tokenizer, output)
-    birth = _birth(script, settings, model_settings, mixture, tokens)
-    _claim(output, birth, resumes=bool(settings.resume_from_checkpoint))
-    model, reference_model, base = _held_to(start, model, settings)
 
-    try:
+def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTrainer, Run]:
+    """A trainer that is ready to begin, and what is known of its run."""
+    training, output = settings.training, Path(settings.training.output_dir)
+    name = settings.model.model_name_or_path
+    _log.info("Reading the data: %s.", settings.script.dataset_name or "a mixture")
+    data = read_training_data(settings.script, settings.mixture)
+    train_rows = split_of(data, settings.script.dataset_train_split)
+    eval_rows = None
+    if training.eval_strategy != "no":
+        eval_rows = split_of(data, settings.script.dataset_test_split)
+    tokenizer = _tokenizer(settings, train_rows)
+    _log.info("Loading the model: %s.", lineage.model)
+    with _in_one_line(lineage.model):
+        model = _load_model(lineage.model, settings)
+    tokens = _safety_tokens(training, lineage, model, tokenizer, output)
+    model, reference_model, base = _held_to(lineage, model, training)
+    with _in_one_line(None):
         trainer = STRTrainer(
             model,
-            settings,
+            training,
             safety_tokens=tokens,
             reference_model=reference_model,
             train_dataset=train_rows,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            peft_config=None if start.adapter else get_peft_config(model_settings),
+            peft_config=None if lineage.adapter else get_peft_config(settings.model),
         )
-    except InputError:
-        raise
-    except ValueError as error:  # how trl and peft say that settings contradict each other
-        raise InputError(f"The settings do not fit each other: {error}") from error
-    del reference_model  # a cache has read it, and nothing else may keep it in memory
-    link = {
-        "output_dir": str(output.resolve()),
-        "birth": birth,
-        "dataset": script.dataset_name,
-        "tokens": tokens_fingerprint(tokens),
-        "reference": trainer.reference.name,
-    }
-    run = {
-        "schema": 1,
-        "status": "running",
-        "birth": birth,
-        "model": name,
-        "reference": trainer.reference.name,
-        "base": base,
-        "chain": [*start.links, link],
-        "safety_tokens": {"num": len(tokens), "strings": list(tokens.strings)},
-        "settings": _plain(script, settings, model_settings, mixture),
-        "versions": versions(),
-        "machine": machine(),
-        "started": now(),
-    }
-    is_main = trainer.accelerator.is_main_process
-    if is_main:
-        tokens.save(output / TOKENS)
-        write_json(output / RUN, run)
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress())
+    link = Link(
+        output_dir=str(output.resolve()),
+        fingerprint=known_as,
+        dataset=settings.script.dataset_name,
+        tokens=tokens_fingerprint(tokens),
+        reference=trainer.reference.name,
+    )
+    return trainer, Run(
+        status="running",
+        model=name,
+        weights_from=_resolved(lineage.model),
+        base=base,
+        chain=(*lineage.links, link),
+        reference=trainer.reference.name,
+        fingerprint=known_as,
+        safety_tokens={"num": len(tokens), "strings": list(tokens.strings)},
+        settings={},
+        versions=versions(),
+        machine=machine(),
+        started=now(),
+    )
+
+
+def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
+    """Train, and write what came of it; `run.json` is right at every moment."""
+    args, is_main = trainer.args, trainer.accelerator.is_main_process
     began = time.monotonic()
-    result = trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
-    trainer.save_model(settings.output_dir)
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
+    _log.info(
+        "Training on %s rows in %s, learning rate %g; held to %s (%s), weight %g.",
+        len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "streamed",  # pyright: ignore
+        precision, args.learning_rate, run.base.name, run.reference, args.str_weight,  # pyright: ignore
+    )  # fmt: skip
+    try:
+        with _in_one_line(None):
+            if is_main:
+                trainer.safety_tokens.save(output / TOKENS)
+                run.write(output)
+            result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+            trainer.save_model(args.output_dir)
+            if is_main:
+                trainer.processing_class.save_pretrained(output)  # pyright: ignore
+    except BaseException:
+        if is_main:
+            _write_stopped(run, trainer, output, began)
+        raise
+    steps = trainer.state.global_step
+    run = replace(
+        run,
+        status="finished",
+        finished=now(),
+        seconds=round(time.monotonic() - began, 3),
+        steps=steps,
+        chain=(*run.chain[:-1], replace(run.chain[-1], steps=steps)),
+        train_loss=result.training_loss,
+        log=_log_of(trainer),
+    )
     if is_main:
-        tokenizer.save_pretrained(output)
-        run |= {
-            "status": "finished",
-            "finished": now(),
-            "seconds": round(time.monotonic() - began, 3),
-            "steps": trainer.state.global_step,
-            "chain": [*start.links, {**link, "steps": trainer.state.global_step}],
-            "train_loss": result.training_loss,
-            "log": [_finite(entry) for entry in trainer.state.log_history],
-        }
-        write_json(output / RUN, run)
-    if settings.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        run.write(output)
+        _warn_of_little(run)
+    if args.push_to_hub:
+        trainer.push_to_hub(dataset_name=run.chain[-1].dataset)
     trainer.accelerator.end_training()
     return run
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Any, STRConfig, Any, Any]:
-    """The settings, or an InputError that names the flag or key."""
-    parser = make_parser()
-
-    def fail(message: str) -> NoReturn:
-        raise InputError(f"moorline tune: {message}. See `moorline tune --help`.")
-
-    parser.error = fail
-    arguments = list(arguments)
-    known = {action.dest for action in parser._actions}
-    if "--config" in arguments:
-        place = arguments.index("--config")
-        if place + 1 >= len(arguments):
-            fail("--config needs a file")
-        _check_keys(arguments[place + 1], known)
-    *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
-    for word in rest:
-        if word.startswith("--"):
-            flags = [f"--{name}" for name in known]
-            raise _unknown("flag", word.split("=")[0], flags)
-    if rest:
-        fail(f"unexpected {rest[0]!r}")
-    return tuple(parsed)  # pyright: ignore[reportReturnType]
-
-
-def _check_keys(config: str, known: set[str]) -> None:
-    path = Path(config)
-    if not path.is_file():
-        raise InputError(f"{path}: no such settings file (`--config`). Check the path.")
+def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) -> None:
+    steps, seconds = trainer.state.global_step, round(time.monotonic() - began, 3)
+    stopped = replace(run, status="stopped", steps=steps, seconds=seconds, log=_log_of(trainer))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a settings file holds keys and values, one on each line.")
-    for key in values:
-        if key not in known | {"env"}:
-            raise _unknown(f"key in {path}:", str(key), known)
+        stopped.write(output)
+    except OSError:
+        _log.warning("run.json could not be written, and still says 'running'.")
+    kept = sorted(output.glob("checkpoint-*"), key=lambda each: each.stat().st_mtime)
+    if kept:
+        _log.warning(
+            "Stopped at step %d. %s is kept; resume with the same command and "
+            "--resume_from_checkpoint true.", steps, kept[-1],
+        )  # fmt: skip
+    else:
+        _log.warning(
+            "Stopped at step %d, before the first checkpoint (`save_steps`): the same command "
+            "begins anew.", steps,
+        )  # fmt: skip
 
 
-def _unknown(what: str, given: str, known: Any) -> InputError:
-    """Like `unknown_choice`, without listing hundreds of names."""
-    message = str(unknown_choice(what, given, known))
-    nearest = message[message.rindex(" Did you") :] if " Did you" in message else ""
-    return InputError(f"Unknown {what} {given!r}.{nearest or ' See `moorline tune --help`.'}")
+def _log_of(trainer: STRTrainer) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {key: value if is_plain(value) else None for key, value in entry.items()}
+        for entry in trainer.state.log_history
+    )
 
 
-def _held_to(start: Start, model: Any, settings: STRConfig) -> tuple[Any, Any, dict[str, str]]:
+def _figures(run: Run) -> tuple[list[float], list[float]]:
+    """Task loss and drift at each logged step."""
+    logged = [entry for entry in run.log if entry.get("ce_loss") is not None]
+    return [each["ce_loss"] for each in logged], [each["str/drift"] or 0.0 for each in logged]
+
+
+def _warn_of_little(run: Run) -> None:
+    """Warn where the run proves nothing: the task is not learned, or nothing had to be held."""
+    losses, drifts = _figures(run)
+    if len(losses) > 1 and losses[-1] > 0.9 * losses[0]:
+        _log.warning(
+            "The task loss went from %.3g to %.3g, which is less than a tenth: the task is hardly "
+            "learned, so kept refusals show little. Raise `learning_rate` (now %g) or "
+            "`num_train_epochs`.", losses[0], losses[-1], run.settings["learning_rate"],
+        )  # fmt: skip
+    if drifts and max(drifts) < _NO_DRIFT:
+        _log.warning(
+            "The drift never passed %.2g: the model hardly moved, so nothing had to be held.",
+            max(drifts),
+        )
+
+
+def summary(run: Run) -> str:
+    """What a finished run left, and what to do next, for the terminal."""
+    output, (losses, drifts) = run.settings["output_dir"], _figures(run)
+    adapted = (Path(output) / "adapter_config.json").is_file()
+    lines = [f"Written to {output}: {'adapter' if adapted else 'model'}, {TOKENS}, run.json."]
+    lines.append(
+        f"{run.steps} steps in {run.seconds:.0f} s; {run.safety_tokens['num']} tokens held."
+    )
+    if losses:
+        lines.append(
+            f"Task loss {losses[0]:.3g} -> {losses[-1]:.3g}; drift {drifts[0]:.3g} -> "
+            f"{drifts[-1]:.3g} squared logits."
+        )
+    kind = "peft.AutoPeftModelForCausalLM" if adapted else "transformers.AutoModelForCausalLM"
+    merge = ".merge_and_unload()" if adapted else ""
+    lines += [
+        "Next:",
+        f"  moorline audit {output} --against {run.base.name}",
+        f'  python -c "import {kind.split(".")[0]} as m; '
+        f"m.{kind.split('.')[1]}.from_pretrained('{output}'){merge}.save_pretrained('merged')\"",
+        f"  moorline tune --model_name_or_path {output} ...  # next task, same reference",
+    ]
+    return "\n".join(lines)
+
+
+class _Progress(TrainerCallback):
+    """One line for the training: steps, task loss and drift."""
+
+    _bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        hidden = args.disable_tqdm or not state.is_world_process_zero
+        self._bar = tqdm(
+            total=state.max_steps, initial=state.global_step, unit=" steps", disable=hidden
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self._bar is not None and logs and "ce_loss" in logs:
+            drift = logs.get("str/drift", 0.0)
+            self._bar.set_postfix_str(f"task loss {logs['ce_loss']:.3g}, drift {drift:.2g}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What happens is said here; the libraries' own bars and news are off meanwhile."""
+    verbosity, bars = transformers.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    trl = logging.getLogger("trl")
+    level = trl.level
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    trl.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", category=UserWarning, module="torch|transformers|trl|peft"
+            )
+            yield
+    finally:
+        trl.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _in_one_line(model: str | None) -> Iterator[None]:
+    """What the user can put right, raised by a library, as an error of ours.
+
+    Args:
+        model: The model that is being loaded, where one is.
+    """
+    try:
+        yield
+    except MoorlineError as error:
+        if model is not None and (damaged := _damaged_weights(model)) is not None:
+            raise damaged from error
+        raise
+    except SafetensorError as error:
+        damaged = None if model is None else _damaged_weights(model)
+        if damaged is None:
+            raise _disk(error) from error
+        raise damaged from error
+    except ImportError as error:
+        raise PrerequisiteError(
+            f"A package is missing: {error}. Install it, or leave out the setting that needs it."
+        ) from error
+    except ValueError as error:  # how trl and peft say that settings contradict each other
+        raise InputError(f"The settings do not fit each other: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise _disk(error) from error
+        raise
+    except RuntimeError as error:
+        if " install" in str(error):  # as the trackers' callbacks say it
+            raise PrerequisiteError(
+                f"{error} Or leave out the setting that needs it (`report_to`?)."
+            ) from error
+        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+            raise _disk(error) from error
+        raise
+
+
+def _disk(error: Exception) -> PrerequisiteError:
+    return PrerequisiteError(
+        f"A file cannot be written: {error}. Make room, or give another folder."
+    )
+
+
+def _damaged_weights(name: str) -> InputError | None:
+    """The error for the first weight file of a local model that cannot be read, if there is one."""
+    for path in sorted(Path(name).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return InputError(f"{path}: damaged weights ({error}). Download the file again.")
+    return None
+
+
+def _tokenizer(settings: Settings, train_rows: Any) -> Any:
+    """The tokenizer of the model, with a chat template where one is needed."""
+    name = settings.model.model_name_or_path
+    tokenizer = load(AutoTokenizer, name, revision=settings.model.model_revision)
+    first = next(iter(train_rows))
+    conversational = "messages" in first or not isinstance(first.get("prompt", ""), str)
+    mines = settings.training.str_tokens is None
+    if not tokenizer.chat_template and (conversational or mines):
+        raise InputError(
+            f"{name}: its tokenizer has no chat template, which "
+            + ("the conversations of the data need" if conversational else "mining needs")
+            + ". Use the chat version of the model."
+        )
+    return tokenizer
+
+
+def _held_to(lineage: Lineage, model: Any, training: Any) -> tuple[Any, Any, Aligned]:
     """The model to train; the aligned model where it is another one; and what that one is."""
-    name = settings.str_reference_model or start.base
+    name = training.str_reference_model or lineage.base
     reference_model = None
-    if name != start.model:
+    if name != lineage.model:
         check_model_folder(name)
         reference_model = load(
             AutoModelForCausalLM, name, dtype=model.dtype,
             attn_implementation=model.config._attn_implementation,
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=training.trust_remote_code,
         )  # fmt: skip
     weights = weights_fingerprint(model if reference_model is None else reference_model)
-    if settings.str_reference_model is None:
-        start.check_base(weights)
-    if start.adapter is not None:
-        model = PeftModel.from_pretrained(model, start.adapter, is_trainable=True)
-    return model, reference_model, {"name": _resolved(name), "weights": weights}
+    if training.str_reference_model is None:
+        lineage.check_base(weights)
+    if lineage.adapter is not None:
+        model = PeftModel.from_pretrained(model, lineage.adapter, is_trainable=True)
+    return model, reference_model, Aligned(name=_resolved(name), weights=weights)
 
 
 def _resolved(name: str) -> str:
@@ -223,19 +389,19 @@ def _resolved(name: str) -> str:
     return str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name
 
 
-def _load_model(name: str, settings: STRConfig, model_settings: Any) -> Any:
-    quantization = get_quantization_config(model_settings)
+def _load_model(name: str, settings: Settings) -> Any:
+    training, model = settings.training, settings.model
     kwargs: dict[str, Any] = {
-        "revision": model_settings.model_revision,
-        "trust_remote_code": settings.trust_remote_code,
-        "attn_implementation": model_settings.attn_implementation,
-        "dtype": model_settings.dtype,
+        "revision": model.model_revision,
+        "trust_remote_code": training.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
     }
-    if quantization is not None:
+    if (quantization := get_quantization_config(model)) is not None:
         kwargs["quantization_config"] = quantization
-    if isinstance(settings.model_init_kwargs, dict):
-        kwargs |= settings.model_init_kwargs
-    settings.model_init_kwargs = None
+    if isinstance(training.model_init_kwargs, dict):
+        kwargs |= training.model_init_kwargs
+    training.model_init_kwargs = None
     return load(AutoModelForCausalLM, name, **kwargs)
 
 
@@ -247,7 +413,7 @@ def _checkpoint(given: Any, output: Path) -> str | bool | None:
         if not any(output.glob("checkpoint-*")):
             raise InputError(
                 f"`resume_from_checkpoint` is set but {output} holds no checkpoint. Leave it out "
-                "to start anew."
+                "to begin anew."
             )
         return True
     if not Path(given).is_dir():
@@ -256,170 +422,28 @@ def _checkpoint(given: Any, output: Path) -> str | bool | None:
 
 
 def _safety_tokens(
-    settings: STRConfig, start: Start, model: Any, tokenizer: Any, output: Path
+    training: Any, lineage: Lineage, model: Any, tokenizer: Any, output: Path
 ) -> SafetyTokens:
-    given = settings.str_tokens
-    if given is None and settings.resume_from_checkpoint and (output / TOKENS).is_file():
-        given = str(output / TOKENS)
-    if (found := start.safety_tokens(given)) is not None:
-        return found
-    _log.info("Mining safety tokens from %s.", model.config._name_or_path)
-    return mine_safety_tokens(model, tokenizer)
-
-
-def _read_data(script: Any, mixture: Any) -> Any:
-    if mixture.datasets:
-        return get_dataset(mixture)
-    name = script.dataset_name
-    if not name:
+    """The tokens to hold: of a file, of the run that is resumed, of the run before, or mined."""
+    given = training.str_tokens
+    earlier = output / TOKENS
+    resumes = training.resume_from_checkpoint and earlier.is_file()
+    found = lineage.safety_tokens(str(earlier) if given is None and resumes else given)
+    if found is None:
+        _log.info("Mining safety tokens from %s.", model.config._name_or_path)
+        return mine_safety_tokens(model, tokenizer)
+    if resumes and tokens_fingerprint(SafetyTokens.load(earlier)) != tokens_fingerprint(found):
         raise InputError(
-            "`dataset_name` is missing. Give a JSONL, JSON, CSV or Parquet file, or a hub id."
+            f"`str_tokens` {given} are other tokens than those that the run in {output} holds. "
+            "Leave `str_tokens` out to resume it."
         )
-    if is_table(name):
-        try:
-            # The digest makes the cache of `datasets` see an edited file.
-            given = {"path": name, "digest": sha256_of(name)} if Path(name).is_file() else {}
-            if not given:
-                next(rows_of(name))
-            return DatasetDict(
-                {
-                    script.dataset_train_split: Dataset.from_generator(
-                        _checked_rows, gen_kwargs=given
-                    )
-                }
-            )
-        except DatasetGenerationError as error:
-            cause = error.__cause__
-            while cause is not None and not isinstance(cause, InputError):
-                cause = cause.__cause__
-            raise cause or error from error
-    try:
-        return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
-    except (FileNotFoundError, ConnectionError, OSError) as error:
-        raise PrerequisiteError(
-            f"{name}: no such data set, here or on the hub ({str(error).splitlines()[0]}). Check "
-            "`dataset_name`."
-        ) from error
+    return found
 
 
-def _checked_rows(path: str, digest: str) -> Iterator[dict[str, Any]]:
-    """Rows of a local file, each with the columns of the first and nothing else."""
-    shape: tuple[str, ...] | None = None
-    for row in rows_of(path):
-        if shape is None:
-            shape = next((each for each in _SHAPES if set(each) <= row.values.keys()), None)
-            if shape is None:
-                raise row.lacks(
-                    "messages",
-                    "Training rows have 'messages', or 'prompt' and 'completion', or 'text'.",
-                )
-        for column in shape:
-            if row.values.get(column) in (None, "", []):
-                raise row.lacks(column, f"The first row has {', '.join(shape)}; every row must.")
-        yield {column: _checked(row, column) for column in shape}
-
-
-def _checked(row: Row, column: str) -> Any:
-    value = row.values[column]
-    if isinstance(value, str):
-        if column == "messages":
-            raise InputError(
-                f"{row.place}: 'messages' must be a list of messages with 'role' and 'content', "
-                "got text. Use a 'text' column for plain text."
-            )
-        return value
-    ok = isinstance(value, list) and all(
-        isinstance(each, Mapping)
-        and isinstance(each.get("role"), str)
-        and isinstance(each.get("content"), str)
-        for each in value
-    )
-    if not ok or column == "text":
-        raise InputError(
-            f"{row.place}: {column!r} must be "
-            + ("text" if column == "text" else "a list of messages with 'role' and 'content'")
-            + f", got {type(value).__name__}."
-        )
-    if column == "messages" and not any(each["role"] == "assistant" for each in value):
-        raise InputError(f"{row.place}: no message of role 'assistant', so nothing to learn.")
-    return [{"role": each["role"], "content": each["content"]} for each in value]
-
-
-def _split(data: Any, name: str) -> Any:
-    if name not in data:
-        raise InputError(
-            f"The data has no split {name!r} (it has: {', '.join(map(repr, data))}). Set "
-            "`dataset_train_split` or `dataset_test_split`."
-        )
-    return data[name]
-
-
-def _plain(*settings: Any) -> dict[str, Any]:
-    """All settings as plain values; secrets stay out."""
-    found: dict[str, Any] = {}
-    for each in settings:
-        values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
-        found |= {
-            key: value
-            for key, value in values.items()
-            if "token" not in key or key.startswith("str_")
-        }
-    return {key: found[key] if _is_plain(found[key]) else str(found[key]) for key in sorted(found)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return all(_is_plain(each) for each in value)
-    return (
-        value is None
-        or isinstance(value, str | int | bool)
-        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
-    )
-
-
-def _finite(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value if _is_plain(value) else None for key, value in entry.items()}
-
-
-def _birth(
-    script: Any, settings: STRConfig, model_settings: Any, mixture: Any, tokens: SafetyTokens
-) -> str:
-    """What makes a run the same run: model, data, tokens, and the settings that steer training."""
-    steering = (
-        "seed", "learning_rate", "num_train_epochs", "max_steps", "packing", "max_length",
-        "per_device_train_batch_size", "gradient_accumulation_steps", "assistant_only_loss",
-        "completion_only_loss", "loss_type", "lr_scheduler_type", "warmup_steps", "weight_decay",
-        "optim", "str_weight", "str_form", "str_positions", "str_reference", "str_reference_model",
-        "str_reference_fraction",
-    )  # fmt: skip
-    parts = [f"{name}={getattr(settings, name)}" for name in steering]
-    parts += [
-        f"{script.dataset_name}",
-        f"{script.dataset_config}",
-        f"{mixture.datasets}",
-        f"{sorted(tokens.ids)}",
-    ]
-    parts += [f"{key}={value}" for key, value in sorted(dataclasses.asdict(model_settings).items())]
-    if script.dataset_name and Path(script.dataset_name).is_file():
-        parts.append(sha256_of(script.dataset_name))
-    return fingerprint(parts)
-
-
-def _claim(output: Path, birth: str, *, resumes: bool) -> None:
-    """Refuse an output folder that holds another run, or this one where it is not resumed."""
-    if not (output / RUN).is_file():
-        return
-    other = read_json(output / RUN, "run file")
-    if other.get("birth") != birth:
-        raise InputError(
-            f"`output_dir` {output} holds another run (started {other.get('started')}, with other "
-            "model, data, tokens or settings). Give another folder."
-        )
-    stopped_early = other.get("status") == "running" and not any(output.glob("checkpoint-*"))
-    if not resumes and not stopped_early:
-        raise InputError(
-            f"`output_dir` {output} holds this run already ({other.get('status')}). Go on with "
-            "--resume_from_checkpoint true, or give another folder."
-        )
+def _fingerprint(settings: Settings, plain: dict[str, Any]) -> str:
+    """What makes a run the same run: its data, and the settings that steer the training."""
+    steering = {name: value for name, value in plain.items() if not is_idle(name)}
+    name = settings.script.dataset_name
+    data = sha256_of(name) if name and Path(name).is_file() else str(name)
+    mixture = str([asdict(each) for each in settings.mixture.datasets])
+    return fingerprint([as_json(steering), data, mixture])

@@ -1,0 +1,174 @@
+"""The settings of `moorline tune`: read from flags and YAML, or refused by name; and its help.
+
+Heavy imports stand inside the functions, so that `moorline tune --help` answers at once.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+from ..errors import InputError, unknown_choice
+
+HELP = """\
+Usage: moorline tune --config FILE.yaml [--NAME VALUE ...]
+
+Fine-tune a chat model with its refusals held. Flags and YAML keys are those of `trl sft`, and ours.
+
+Moorline
+  --str_weight FLOAT             Weight of the drift beside the task loss; 0 measures without
+                                 holding. [10.0]
+  --str_form NAME                Form of the drift: logit (the paper's) or logprob. [logit]
+  --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]
+  --str_reference NAME           Where the reference comes from: auto, adapter_off, frozen_copy or
+                                 cached. [auto]
+  --str_reference_model MODEL    The aligned model, where it is not the model before this training.
+  --str_reference_fraction FLOAT Share of each batch's rows on which the drift is measured. [1.0]
+  --str_positions all|first:K    Which positions of a response are held. [all]
+  --str_plain_text BOOL          Train on 'prompt' and 'completion' texts without the chat template.
+                                 [false]
+  --str_cache_dtype NAME         Precision of a cached reference: float32, bfloat16 ... [float32]
+  --str_cache_dir DIR            Folder for a cached reference. [beside the prepared data]
+
+Most used
+  --model_name_or_path MODEL     Folder or hub id of a chat model, an adapter, or an earlier run.
+  --dataset_name DATA            JSONL, JSON, CSV or Parquet file or hub id: 'messages', or 'prompt'
+                                 and 'completion', or 'text'; also ShareGPT and Alpaca rows.
+  --output_dir DIR               Where adapter or model, safety_tokens.json and run.json go.
+  --use_peft                     Train a LoRA adapter in place of all weights.
+  --lora_r INT  --lora_alpha INT  --lora_target_modules NAMES   [16, 32, PEFT's choice]
+  --load_in_4bit                 Load the base in 4 bits (QLoRA; needs bitsandbytes).
+  --learning_rate FLOAT          [2e-4 with an adapter, else 2e-5]
+  --num_train_epochs FLOAT  --max_steps INT                     [3, no limit]
+  --per_device_train_batch_size INT  --gradient_accumulation_steps INT   [8, 1]
+  --max_length INT               Longer rows are cut. [1024]
+  --bf16 BOOL  --fp16 BOOL       [what the machine has]
+  --eval_strategy no|steps|epoch  --save_strategy no|steps|epoch  --seed INT   [no, steps, 42]
+  --resume_from_checkpoint true  Resume the run in the output folder.
+  --json                         Print run.json on stdout, nothing else.
+
+`moorline tune --help-all` lists every setting.
+"""
+
+
+class Settings(NamedTuple):
+    """What the user set, by the class that it belongs to."""
+
+    script: Any
+    training: Any
+    model: Any
+    mixture: Any
+    given: frozenset[str]
+    """Names that were given, not left at their default."""
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain values; secrets stay out."""
+        found: dict[str, Any] = {}
+        for each in (self.script, self.training, self.model, self.mixture):
+            values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
+            found |= {
+                key: value
+                for key, value in values.items()
+                if "token" not in key or key.startswith("str_")
+            }
+        return {
+            key: found[key] if is_plain(found[key]) else str(found[key]) for key in sorted(found)
+        }
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """The settings in flags and a YAML file.
+
+    Raises:
+        InputError: If one is unknown or missing, or two contradict each other.
+    """
+    from ..trainer import make_parser
+
+    parser = make_parser()
+
+    def fail(message: str) -> NoReturn:
+        raise InputError(f"moorline tune: {message}. See `moorline tune --help`.")
+
+    parser.error = fail
+    arguments = list(arguments)
+    known = {action.dest for action in parser._actions}
+    given = {
+        word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")
+    }
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        if at + 1 >= len(arguments):
+            fail("--config needs a file")
+        given |= _keys(arguments[at + 1], known)
+    try:
+        *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except InputError:
+        raise
+    except (ValueError, ImportError) as error:  # how the hosts say that settings do not fit
+        raise InputError(f"The settings do not fit each other or this machine: {error}") from error
+    for word in rest:
+        if word.startswith("--"):
+            raise _unknown("flag", word.split("=")[0], [f"--{name}" for name in known])
+    if rest:
+        fail(f"unexpected {rest[0]!r}")
+    settings = Settings(*parsed, frozenset(given))  # pyright: ignore[reportArgumentType]
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    if settings.training.output_dir in (None, "", "trainer_output"):
+        raise InputError("`output_dir` is missing. Say where the run goes: --output_dir DIR.")
+    if settings.model.model_name_or_path is None:
+        raise InputError(
+            "`model_name_or_path` is missing. Give a folder or hub id of a chat model."
+        )
+    lora = sorted(
+        name for name in settings.given if name.startswith(("lora_", "use_dora", "use_rslora"))
+    )
+    if lora and "use_peft" not in settings.given:
+        raise InputError(
+            f"`{lora[0]}` is set but `use_peft` is not, so every weight would be trained. Add "
+            f"--use_peft, or leave `{lora[0]}` out."
+        )
+
+
+def _keys(config: str, known: set[str]) -> set[str]:
+    """The keys of a YAML file, each a known one."""
+    path = Path(config)
+    if not path.is_file():
+        raise InputError(f"{path}: no such settings file (`--config`). Check the path.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a settings file holds keys and values, one on each line.")
+    for key in values:
+        if key not in known | {"env"}:
+            raise _unknown(f"key in {path}:", str(key), known)
+    return {str(key) for key in values}
+
+
+def _unknown(what: str, given: str, known: Any) -> InputError:
+    """Like `unknown_choice`, without listing hundreds of names."""
+    message = str(unknown_choice(what, given, known))
+    nearest = message[message.rindex(" Did you") :] if " Did you" in message else ""
+    return InputError(f"Unknown {what} {given!r}.{nearest or ' See `moorline tune --help`.'}")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(each) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return all(is_plain(each) for each in value)
+    return (
+        value is None
+        or isinstance(value, str | int | bool)
+        or (isinstance(value, float) and value == value and abs(value) != float("inf"))
+    )
