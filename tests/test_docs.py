@@ -1,0 +1,36 @@
+"""The documents: readable width, tests that exist under the names they are cited by."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    each.relative_to(ROOT).as_posix()
+    for each in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md"))
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_is_wider_than_120(page):
+    for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
+        assert len(line) <= 120 or "](http" in line, f"{page}, line {number}: {len(line)} wide"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_cited_tests_and_files_exist(page):
+    """A name in code style that begins with test_ is one; so is a path of ours."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    known = "\n".join(each.read_text(encoding="utf-8") for each in ROOT.glob("tests/**/*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in known, f"{page} cites {name}, which does not exist"
+    for path in re.findall(r"`((?:tests|docs|benchmarks)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), f"{page} cites {path}, which does not exist"
+
+
+def test_the_checks_can_fail():
+    assert PAGES
+    assert re.findall(r"`(test_\w+)`", "see `test_nothing_of_the_kind`") == [
+        "test_nothing_of_the_kind"
+    ]
