@@ -257,3 +257,134 @@ def test_a_run_that_stopped_before_its_first_checkpoint_starts_anew(flags, tmp_p
 
 def test_a_reference_that_is_not_there_is_refused(flags):
     refused(tune({**flags, "str_reference_model": "/no/such/model"}), "no such model folder")
+
+
+def without(flags, *names):
+    return {name: value for name, value in flags.items() if name not in names}
+
+
+def test_it_says_what_it_does_and_what_to_do_next_and_nothing_else(flags, tmp_path):
+    """Libraries' warnings, bars and dictionaries used to be all that was seen."""
+    result = tune(without(flags, "bf16", "learning_rate"))
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    lines = result.stderr.splitlines()
+    assert lines[0] == "Reading the settings."
+    for words in ("Reading the data: ", "Loading the model: ", "Training on 12 rows in float32, "
+                  "learning rate 0.0002; held to "):  # fmt: skip
+        assert any(words in line for line in lines), (words, lines)
+    assert "Warning" not in result.stderr
+    assert "{'" not in result.output
+    assert "Loading weights" not in result.output
+    for words in ("Written to", "5 tokens held", "Task loss", "moorline audit", "merge_and_unload"):
+        assert words in result.stdout
+    assert "went from" in result.stderr, "two steps teach nothing, and that is said"
+    assert "None" not in (tmp_path / "run" / "README.md").read_text().split("## Quick")[0]
+
+
+def test_nothing_is_warned_of_where_the_task_is_learned(flags):
+    result = tune({**flags, "max_steps": 30, "learning_rate": 0.02, "str_weight": 0})
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert "hardly learned" not in result.stderr
+    assert "nothing had to be held" not in result.stderr
+
+
+def test_settings_of_an_adapter_without_one_are_refused(flags, tmp_path):
+    """They used to be ignored: every weight was trained, exit code 0."""
+    refused(tune(without(flags, "use_peft", "lora_target_modules", "lora_dropout")),
+            "`lora_r` is set but `use_peft` is not", "--use_peft")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_refused_before_anything_is_loaded(flags, monkeypatch):
+    """A second tuning used to load the model and mine before it was refused."""
+    assert tune(flags).exit_code == 0
+    monkeypatch.setattr("moorline.commands.tune.read_training_data", lambda *_: 1 / 0)
+    refused(tune(flags), "holds this run already")
+    refused(tune({**flags, "seed": 5}), "holds another run", "different: seed")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError(28, "No space")])
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_run_that_is_stopped_says_so_and_how_to_resume(
+    error, checkpoints, flags, tmp_path, monkeypatch
+):
+    """run.json used to say "running" for ever."""
+    from moorline import STRTrainer
+
+    given = {**flags, "save_strategy": "steps", "save_steps": 1} if checkpoints else flags
+
+    def interrupt(self, *args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        if checkpoints:
+            patch.setattr(STRTrainer, "_maybe_log_save_evaluate", after_first_save(interrupt))
+        else:
+            patch.setattr(STRTrainer, "training_step", interrupt)
+        result = tune(given)
+    assert result.exit_code != 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["status"] == "stopped"
+    assert ("--resume_from_checkpoint true" if checkpoints else "begins anew") in result.stderr
+    assert not (tmp_path / "run" / ".tuning.lock").exists()
+    if isinstance(error, OSError):
+        refused(result, "A file cannot be written", "Make room")
+    if not checkpoints:
+        monkeypatch.undo()
+        again = tune(given)
+        assert again.exit_code == 0, again.output + repr(again.exception)
+
+
+def after_first_save(interrupt):
+    from moorline import STRTrainer
+
+    whole = STRTrainer._maybe_log_save_evaluate
+
+    def save_once(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        interrupt(self)
+
+    return save_once
+
+
+def test_damaged_weights_are_named(flags):
+    path = flags["model_name_or_path"] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(tune(flags), "model.safetensors: damaged weights", "Download the file again")
+
+
+@pytest.mark.parametrize(("flag", "value", "words"), [
+    ("load_in_4bit", True, "bitsandbytes"),
+    ("attn_implementation", "flash_attention_2", "lash"),
+    ("report_to", "wandb", "wandb"),
+    ("use_liger_kernel", True, "iger"),
+])  # fmt: skip
+def test_a_package_that_is_missing_is_said_in_one_line(flag, value, words, flags):
+    refused(tune({**flags, flag: value}), words)
+
+
+def test_an_output_that_is_a_file_is_refused(flags, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(tune({**flags, "output_dir": tmp_path / "file"}), "is a file")
+    refused(tune({**flags, "output_dir": tmp_path / "file" / "x"}), "cannot be written")
+
+
+def test_help_is_short_and_true(flags):
+    """Ours stood at line 656 of 744."""
+    from moorline.commands.tune_settings import HELP
+    from moorline.trainer import make_parser
+
+    shown = runner.invoke(app, ["tune", "--help"]).stdout
+    assert shown == HELP
+    actions = {f"--{action.dest}": action for action in make_parser()._actions}
+    named = {word.strip("[],;") for word in HELP.split() if word.startswith("--")}
+    unknown = named - set(actions) - {"--config", "--NAME", "--json", "--help-all"}
+    assert not {each for each in unknown if not each.startswith("--help")}
+    assert {name for name in actions if name.startswith("--str_")} <= named
+    assert actions["--lora_r"].default == 16
+    assert actions["--lora_alpha"].default == 32
+    assert actions["--max_length"].default == 1024
+    assert actions["--per_device_train_batch_size"].default == 8
+    assert actions["--str_weight"].default == 10.0
+    whole = runner.invoke(app, ["tune", "--help-all"]).stdout
+    assert "--adam_beta1" in whole

@@ -104,7 +104,8 @@ class Run:
         if not isinstance(chain, list) or not chain:
             raise _damaged(path, "chain", chain)
         values["chain"] = tuple(_made(Link, each, path, "chain") for each in chain)
-        values["log"] = tuple(values.get("log") or ())
+        if isinstance(values.get("log"), list):
+            values["log"] = tuple(values["log"])
         return _made(cls, values, path, "")
 
 
@@ -153,11 +154,11 @@ def check_free(
         return
     other = Run.read(output)
     if other.fingerprint != fingerprint:
-        names = sorted({*settings, *other.settings})
+        # One that is unset now may have been settled by the run.
         changed = [
             name
-            for name in names
-            if settings.get(name) != other.settings.get(name) and not is_idle(name)
+            for name, value in sorted(settings.items())
+            if value not in (None, other.settings.get(name)) and not is_idle(name)
         ]
         raise InputError(
             f"`output_dir` {output} holds another run (started {other.started}; different: "

@@ -1,0 +1,121 @@
+"""Rows of a local file as they are trained on: kept whole, converted where clear, else refused."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from moorline import InputError
+from moorline.commands.training_data import read_training_data
+
+TURN = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+
+
+def read(path):
+    script = SimpleNamespace(dataset_name=str(path), dataset_train_split="train")
+    return read_training_data(script, SimpleNamespace(datasets=[]))["train"]
+
+
+def written(tmp_path, *rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+def test_calls_of_tools_thoughts_names_and_columns_for_the_template_are_kept(tmp_path):
+    """They used to be thrown away without a word: the model learned to answer nothing."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    other = {"type": "function", "function": {"name": "sum", "arguments": {"terms": [1, 2]}}}
+    messages = [
+        TURN[0],
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "weather", "content": "20 C"},
+        {"role": "assistant", "content": "It is 20 C.", "reasoning_content": "The tool said so."},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    second = [TURN[0], {"role": "assistant", "content": None, "tool_calls": [other]}]
+    rows = read(
+        written(
+            tmp_path,
+            {"messages": messages, "tools": tools, "chat_template_kwargs": {"style": "w5"}},
+            {"messages": second, "ignored": 1},
+        )
+    )
+    assert rows.column_names == ["messages", "chat_template_kwargs", "tools"]
+    assert rows[0] == {
+        "messages": messages, "tools": tools, "chat_template_kwargs": {"style": "w5"},
+    }  # fmt: skip
+    assert rows[1]["messages"] == [TURN[0], {**second[1], "content": ""}]
+
+
+@pytest.mark.parametrize(("row", "expected", "name"), [
+    ({"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]}, TURN,
+     "ShareGPT"),
+    ({"instruction": "w1", "output": "w2"}, TURN, "Alpaca"),
+    ({"instruction": "w1", "input": "w3", "output": "w2"},
+     [{"role": "user", "content": "w1\n\nw3"}, TURN[1]], "Alpaca"),
+])  # fmt: skip
+def test_rows_as_people_have_them_are_converted_and_that_is_said(
+    row, expected, name, tmp_path, caplog
+):
+    """They used to be refused without the remedy."""
+    caplog.set_level("INFO", logger="moorline")
+    assert read(written(tmp_path, row))[0] == {"messages": expected}
+    assert f"rows of {name}'s shape are read as 'messages'" in caplog.text
+
+
+def test_content_in_parts_of_text_is_joined(tmp_path):
+    parts = [{"type": "text", "text": "w"}, {"type": "text", "text": "1"}]
+    rows = read(written(tmp_path, {"messages": [{"role": "user", "content": parts}, TURN[1]]}))
+    assert rows[0]["messages"] == TURN
+
+
+def test_columns_between_semicolons_are_read_and_that_is_said(tmp_path, caplog):
+    caplog.set_level("INFO", logger="moorline")
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt;completion\nw1, please;w2\n")
+    assert read(path)[0] == {"prompt": "w1, please", "completion": "w2"}
+    assert "separated by ';'" in caplog.text
+    caplog.clear()
+    path.write_text('prompt,completion\n"w1; please",w2\n')
+    assert read(path)[0] == {"prompt": "w1; please", "completion": "w2"}
+    assert "separated" not in caplog.text
+
+
+WRONG = {
+    "an empty answer": (
+        {"messages": [TURN[0], {"role": "assistant", "content": " "}]},
+        "line 2, message 2: the assistant's message is empty",
+    ),
+    "an empty completion": ({"messages": TURN, "x": 1, "prompt": 3}, None),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, TURN[1]]},
+        "line 2, message 1: its content has a part of type 'image', but only text",
+    ),
+    "a number": (
+        {"messages": [{"role": "user", "content": 3}, TURN[1]]},
+        "'content' must be text, got int .3.",
+    ),
+    "messages as text": ({"messages": "hello"}, "got str .\"hello\".. Use a 'text' column"),
+    "nested too deeply": ("[" * 100_000, "line 2: nested too deeply"),
+    "a number of many digits": ('{"messages": ' + "9" * 5000 + "}", "line 2: Exceeds the limit"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_trained_on_is_refused_with_its_place_and_what_it_is(case, tmp_path):
+    row, words = WRONG[case]
+    path = written(tmp_path, {"messages": TURN})
+    with path.open("a") as stream:
+        stream.write(row if isinstance(row, str) else json.dumps(row))
+    if words is None:
+        assert len(read(path)) == 2
+        return
+    with pytest.raises(InputError, match=words):
+        read(path)
+
+
+def test_a_speaker_that_is_unclear_is_refused(tmp_path):
+    row = {"conversations": [{"from": "narrator", "value": "w1"}, {"from": "gpt", "value": "w2"}]}
+    with pytest.raises(InputError, match="message 1: 'from' 'narrator' is unclear"):
+        read(written(tmp_path, row))
