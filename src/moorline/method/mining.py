@@ -51,7 +51,7 @@ def mine_safety_tokens(
     harmless_prompts: Sequence[str] = MINING_HARMLESS_PROMPTS,
     min_score: float = 1e-3,
     min_mass: float = 0.05,
-    batch_size: int = 32,
+    batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> SafetyTokens:
     """Find the tokens by which an aligned model refuses, from rejection templates.

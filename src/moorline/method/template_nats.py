@@ -1,9 +1,8 @@
 """How likely a model finds given answers to a prompt, token by token, with the prompt read once."""
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,9 +10,6 @@ from torch import Tensor
 
 from ..chat.chat_model import ChatModel, in_batches
 from .capture import base_of
-
-# measured: benchmarks/mining.py; more rows of one length are rare, and padding costs more
-_ROWS = 12
 
 
 class Answered(NamedTuple):
@@ -26,18 +22,23 @@ class Answered(NamedTuple):
     """At least one, none of them empty."""
 
 
+_Nats = list[list[float]]  # by answer and token
+
+
 def answer_nats(
     chat: ChatModel,
     prompts: Sequence[Answered],
     *,
-    batch_size: int = 32,
+    batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
-) -> list[list[list[float]]]:
+) -> list[_Nats]:
     """Log-probability of each token of each answer in its place, for each prompt.
 
-    A prompt is read once, and its keys and values are handed to all its answers; only the positions
-    that predict a token of an answer are projected to the vocabulary. Where a model has no cache
-    that can be shared, or the longest row does not come out as without one, rows are read whole.
+    A prompt and its answers are read as one tree: in one row, where each token attends to the
+    tokens that lead to it and has their number as its position. So the prompt is read once, and so
+    is what answers begin with in common. Only the positions that predict a token of an answer are
+    projected to the vocabulary. Where a model has no attention that can be told so, or the longest
+    answer does not come out as in a row of its own, every answer is read in a row of its own.
 
     Args:
         chat: The model.
@@ -46,106 +47,88 @@ def answer_nats(
         progress: Called with the number of prompts done since the last call.
 
     Returns:
-        Nats, float32 rounded by the model's own dtype: by prompt, by answer, by token.
+        Nats by prompt, answer and token; computed in float32 from the logits of the model.
     """
-    read = _shared if _can_share(chat, prompts) else _whole
+    read = _tree if _reads_trees(chat, prompts) else _rows
     found = []
     for each in prompts:
-        of_prompt: list[list[float]] = [[] for _ in each.answers]
-        with chat.evaluating():
-            for batch, nats in read(chat, each, min(batch_size, _ROWS)):
-                for index, of_answer in zip(batch, nats, strict=True):
-                    of_prompt[index] = of_answer
+        of_prompt: _Nats = [[] for _ in each.answers]
+        for batch in in_batches(each.answers, batch_size):
+            nats = read(chat, each.context, [each.answers[index] for index in batch])
+            for index, of_answer in zip(batch, nats, strict=True):
+                of_prompt[index] = of_answer
         found.append(of_prompt)
         if progress is not None:
             progress(1)
     return found
 
 
-_Read = tuple[list[int], list[list[float]]]
+def _tree(chat: ChatModel, context: list[int], answers: list[list[int]]) -> _Nats:
+    """Nats of answers that are read as one tree, after a prompt that is its trunk."""
+    # The last token of an answer predicts nothing. An empty beginning is the end of the prompt.
+    begins = {tuple(answer[:size]) for answer in answers for size in range(len(answer))}
+    nodes = {begin: number for number, begin in enumerate(sorted(begins, key=lambda b: (len(b), b)))}
+    trunk, size = len(context), len(context) + len(nodes) - 1
+    sees = torch.ones(size, size, dtype=torch.bool).tril()
+    sees[trunk:, trunk:] = False
+    for begin, number in nodes.items():
+        for length in range(1, len(begin) + 1):
+            sees[trunk + number - 1, trunk + nodes[begin[:length]] - 1] = True
+    mask = torch.zeros(size, size, dtype=chat.model.dtype)
+    mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
+    positions = [*range(trunk), *(trunk + len(begin) - 1 for begin in nodes if begin)]
+    logits = _logits(
+        chat,
+        torch.tensor([[*context, *(begin[-1] for begin in nodes if begin)]]),
+        len(nodes),
+        attention_mask=mask[None, None],
+        position_ids=torch.tensor([positions]),
+    )[0]
+    return [
+        _chosen(logits[[nodes[tuple(each[:size])] for size in range(len(each))]], each)
+        for each in answers
+    ]
 
 
-def _shared(chat: ChatModel, asked: Answered, batch_size: int) -> list[_Read]:
-    """Nats of a prompt's answers, batch by batch, from one reading of the prompt."""
-    context = torch.tensor([asked.context], device=chat.device)
-    first = _forward(chat, context, keep=1, use_cache=True)
-    found = []
-    for batch in in_batches(asked.answers, batch_size):
-        answers = [asked.answers[index] for index in batch]
-        before = first.logits[:, -1:].expand(len(batch), -1, -1)
-        ids = _padded([each[:-1] for each in answers]).to(chat.device)
-        if ids.shape[1] == 0:
-            found.append((batch, _chosen(before, answers)))
-            continue
-        cache = copy.deepcopy(first.past_key_values)
-        cache.batch_repeat_interleave(len(batch))
-        mask = torch.ones(len(batch), context.shape[1] + ids.shape[1], device=chat.device)
-        then = _forward(
-            chat, ids, keep=ids.shape[1], past_key_values=cache, attention_mask=mask.long(),
-            use_cache=True,
-        ).logits  # fmt: skip
-        found.append((batch, _chosen(torch.cat([before, then], dim=1), answers)))
-    return found
+def _rows(chat: ChatModel, context: list[int], answers: list[list[int]]) -> _Nats:
+    """The same, with a row for each answer."""
+    longest = max(map(len, answers))
+    # What pads a row comes after it, where no token sees it.
+    rows = [[*context, *each[:-1], *[0] * (longest - len(each))] for each in answers]
+    ids = torch.tensor(rows)
+    logits = _logits(chat, ids, longest, attention_mask=torch.ones_like(ids))
+    return [_chosen(row[: len(each)], each) for row, each in zip(logits, answers, strict=True)]
 
 
-def _whole(chat: ChatModel, asked: Answered, batch_size: int) -> list[_Read]:
-    """The same, with the prompt read again before each answer."""
-    found = []
-    for batch in in_batches(asked.answers, batch_size):
-        answers = [asked.answers[index] for index in batch]
-        # The last token of an answer predicts nothing; what pads a row comes after it.
-        ids = _padded([[*asked.context, *each[:-1]] for each in answers]).to(chat.device)
-        keep = ids.shape[1] - len(asked.context) + 1
-        logits = _forward(
-            chat, ids, keep=keep, attention_mask=torch.ones_like(ids), use_cache=False
-        ).logits
-        found.append((batch, _chosen(logits, answers)))
-    return found
+def _logits(
+    chat: ChatModel, ids: Tensor, num: int, **inputs: Tensor
+) -> Float[Tensor, "batch time vocab"]:
+    """Logits of the last `num` positions of each row."""
+    there = {name: each.to(chat.device) for name, each in inputs.items()}
+    parameters = inspect.signature(base_of(chat.model).forward).parameters
+    keep = {"logits_to_keep": num} if "logits_to_keep" in parameters else {}
+    with chat.evaluating() as model:
+        output = model(input_ids=ids.to(chat.device), use_cache=False, **there, **keep)
+    return output.logits[:, -num:]
 
 
-def _forward(chat: ChatModel, ids: Tensor, *, keep: int, **more: Any) -> Any:
-    """A forward pass that has logits of the last `keep` positions."""
-    if "logits_to_keep" in inspect.signature(base_of(chat.model).forward).parameters:
-        more["logits_to_keep"] = keep
-    output = chat.model(input_ids=ids, **more)
-    output.logits = output.logits[:, -keep:]
-    return output
+def _chosen(logits: Float[Tensor, "time vocab"], answer: list[int]) -> list[float]:
+    nats = logits.float()
+    chosen = nats.gather(1, torch.tensor(answer, device=nats.device)[:, None])[:, 0]
+    return (chosen - nats.logsumexp(dim=-1)).tolist()
 
 
-def _chosen(
-    logits: Float[Tensor, "batch time vocab"], answers: Sequence[Sequence[int]]
-) -> list[list[float]]:
-    """The log-probabilities of the tokens of answers; what pads them is left out."""
-    found = []
-    for row, answer in zip(logits, answers, strict=True):
-        kept = row[: len(answer)].float()
-        chosen = kept.gather(1, torch.tensor(answer, device=kept.device)[:, None])[:, 0]
-        found.append((chosen - kept.logsumexp(dim=-1)).tolist())
-    return found
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64)
-
-
-def _can_share(chat: ChatModel, prompts: Sequence[Answered]) -> bool:
-    """Whether a shared prompt gives what whole rows give, tried on the longest of them."""
-    context = max((each.context for each in prompts), key=len)
-    longest = max((answer for each in prompts for answer in each.answers), key=len)
-    # Two rows, so that a cache which cannot be repeated shows.
-    row = Answered(context, [longest, longest[:1]])
+def _reads_trees(chat: ChatModel, prompts: Sequence[Answered]) -> bool:
+    """Whether the longest answer to the longest prompt has the same nats in a tree and in a row."""
+    context, answers = max(prompts, key=lambda each: len(each.context))
+    # Its end stands last in the tree: what must not be seen stands before it.
+    longest = max(answers, key=len)
+    (expected,) = _rows(chat, context, [longest])
     try:
-        with chat.evaluating():
-            ((batch, shared),) = _shared(chat, row, 2)
-            ((_, whole),) = _whole(chat, row, 2)
-    # What an architecture without a cache of keys and values raises is its own affair.
+        found = _tree(chat, context, answers)[answers.index(longest)]
+    # What an architecture raises that cannot be told who sees whom is its own affair.
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
-    index = batch.index(0)
-    dtype = next(chat.model.parameters()).dtype
-    # A wrong cache moves them by nats; rounding by some times the square root of the last digit.
-    allowed = 4 * torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point else 0.5
-    return all(
-        abs(one - other) < allowed for one, other in zip(shared[index], whole[index], strict=True)
-    )
+    # Seeing other answers moves them by nats; rounding by a few roots of the last digit.
+    allowed = 4 * torch.finfo(chat.model.dtype).eps ** 0.5
+    return all(abs(one - other) < allowed for one, other in zip(found, expected, strict=True))
