@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Trainer
 from typer.testing import CliRunner
 
 from moorline import STRConfig, STRMixin, STRTrainer
@@ -48,6 +49,33 @@ def conversations(num: int = 8, seed: int = 0, turns: int = 1) -> Dataset:
             ]
         rows.append({"messages": messages})
     return Dataset.from_list(rows)
+
+
+def sentencepiece_like(texts, tail):
+    """A tokenizer as Llama 2 has it: a space before a first word, left out when decoded.
+
+    Its chat template ends a prompt with `<|assistant|>` and `tail`.
+    """
+    plain = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    plain.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="first")
+    plain.decoder = decoders.Sequence([
+        decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(content=" ", left=1, right=0),
+    ])  # fmt: skip
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>"]
+    lines = [each for text in texts for each in (text, "\n" + text)]
+    plain.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        pad_token="</s>",
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>" + tail + "{% endif %}"
+    )
+    return tokenizer
 
 
 class PlainSTRTrainer(STRMixin, Trainer):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moorline.errors import InputError
 from moorline.method import safety_tokens as room
-from moorline.method.safety_tokens import SafetyTokens, tokenizer_fingerprint
+from moorline.method.safety_tokens import SafetyTokens, check_output, tokenizer_fingerprint
 
 RIGHT = {
     "ids": (5, 9, 2),
@@ -312,7 +312,10 @@ def test_a_head_of_another_size_is_refused():
 def test_another_tokenizer_is_refused_and_the_same_accepted():
     mine = _tokenizer(WORDS)
     other = _tokenizer({**WORDS, "sorry": 2, "cannot": 1})
-    tokens = _tokens(tokenizer_fingerprint=tokenizer_fingerprint(mine))
+    tokens = _tokens(
+        ids=(1, 2, 3), strings=("sorry", "cannot", "help"),
+        tokenizer_fingerprint=tokenizer_fingerprint(mine),
+    )  # fmt: skip
     words = (
         r"`safety_tokens` was mined with another tokenizer: the same ids stand for other strings "
         r"here\. Mine again with this tokenizer, or load the one they came from\."
@@ -321,6 +324,30 @@ def test_another_tokenizer_is_refused_and_the_same_accepted():
         tokens.check_fits(vocab_size=16, tokenizer=other)
     tokens.check_fits(vocab_size=16, tokenizer=mine)
     tokens.check_fits(vocab_size=16, tokenizer=_tokenizer(dict(WORDS)))
+
+
+def test_ids_that_do_not_spell_their_strings_are_refused():
+    """A file whose ids were changed was taken, and other tokens were held without a word."""
+    mine = _tokenizer(WORDS)
+    right = {"ids": (1, 2, 3), "strings": ("sorry", "cannot", "help")}
+    known = {"tokenizer_fingerprint": tokenizer_fingerprint(mine)}
+    _tokens(**right, **known).check_fits(vocab_size=16, tokenizer=mine)
+    words = r"says that id 2 is 'sorry', but it spells 'cannot': ids or strings were changed"
+    with pytest.raises(InputError, match=words):
+        _tokens(**{**right, "ids": (2, 3, 1)}, **known).check_fits(vocab_size=16, tokenizer=mine)
+
+
+def test_only_a_safety_token_file_is_written_over(tmp_path):
+    """`mine --output` wrote over any file."""
+    _tokens().save(tmp_path / "tokens.json")
+    check_output(tmp_path / "tokens.json")
+    check_output(tmp_path / "new" / "tokens.json")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt is there and is no safety-token file"):
+        check_output(tmp_path / "notes.txt")
+    for path in (tmp_path, tmp_path / "notes.txt" / "tokens.json"):
+        with pytest.raises(InputError, match="a file cannot be written there"):
+            check_output(path)
 
 
 def test_without_a_recorded_fingerprint_or_a_tokenizer_nothing_is_compared():

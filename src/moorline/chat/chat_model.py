@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 
 
 class Completion(NamedTuple):
-    """What a model said after some tokens."""
+    """What a model answers after some tokens."""
 
     text: str
     """Without special tokens."""
 
     truncated: bool
-    """Whether it was cut at the longest length allowed, before the model came to an end."""
+    """Whether it was cut at `max_new_tokens`, before the model came to an end."""
 
     ids: tuple[int, ...] = ()
     """Its tokens, the end left out; what stands before it may change how they are spelled."""
 
+    beyond_context: bool = False
+    """Whether prompt and answer are longer than the model's context: such a text says nothing."""
+
 
 @runtime_checkable
 class Generator(Protocol):
-    """Anything that goes on from token sequences: a `ChatModel`, or an inference engine."""
+    """Anything that continues token sequences: a `ChatModel`, or an inference engine."""
 
     def generate(
         self,
@@ -53,7 +56,7 @@ class Generator(Protocol):
             rows: Token ids.
             max_new_tokens: Longest completion in tokens, 1 or more.
             temperature: 0 is greedy.
-            seed: What is drawn is drawn from this; the same batch with the same seed says the same.
+            seed: Seed of what is drawn; the same batch with the same seed gives the same answers.
         """
         ...
 
@@ -90,9 +93,16 @@ class ChatModel:
 
     @property
     def padding(self) -> int:
-        """The id to pad with: the padding token, or the end of text; masked, so either will do."""
-        padding = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if padding is None else padding
+        """The id to pad with: the padding token, or another; it is masked, so any will do."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(each for each in known if each is not None)
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens prompt and answer may have together; None if the model does not say."""
+        config = getattr(self.model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return getattr(text, "max_position_embeddings", None)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -123,15 +133,36 @@ class ChatModel:
         Raises:
             InputError: If there is no chat template.
         """
+        return list(self._rendered(prompt, system_prompt, tokenize=True))
+
+    def answer_ids(
+        self, prompt: str, answers: Sequence[str], system_prompt: str | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """A prompt as `render` gives it, and the tokens of answers as they follow it.
+
+        Tokenizers of the SentencePiece kind spell a first word otherwise when it stands alone: with
+        a space before it. Where the end of the prompt would merge with the answer, the answer is
+        spelled alone: the prompt is what the model reads.
+        """
+        context = self.render(prompt, system_prompt)
+        text = self._rendered(prompt, system_prompt, tokenize=False)
+        found = []
+        for answer in answers:
+            whole = list(self.tokenizer(text + answer, add_special_tokens=False).input_ids)
+            joined = whole[: len(context)] == context
+            alone = self.tokenizer(answer, add_special_tokens=False).input_ids
+            found.append(whole[len(context) :] if joined else list(alone))
+        return context, found
+
+    def _rendered(self, prompt: str, system_prompt: str | None, *, tokenize: bool) -> Any:
         self.check_chat_template()
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        ids: Any = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             [*system, {"role": "user", "content": prompt}],
             add_generation_prompt=True,
-            tokenize=True,
+            tokenize=tokenize,
             return_dict=False,
         )
-        return list(ids)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:
@@ -152,17 +183,20 @@ class ChatModel:
     ) -> list[Completion]:
         """One completion for each row of a batch, in order; see `Generator`."""
         cuda = [self.device] if self.device.type == "cuda" else []
-        # The chance of whoever calls stays as it would be.
+        # The caller's random numbers stay as they would be.
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed)
             written = self._continued(rows, max_new_tokens, temperature).sequences
-        found = []
-        for ids in written[:, max(map(len, rows)) :].tolist():
-            length = next((n for n, each in enumerate(ids) if each in self.ends), None)
-            kept = tuple(ids if length is None else ids[:length])
-            text = self.tokenizer.decode(kept, skip_special_tokens=True)
-            found.append(Completion(text, truncated=length is None, ids=kept))
-        return found
+        answers = written[:, max(map(len, rows)) :].tolist()
+        return [self._completion(row, ids) for row, ids in zip(rows, answers, strict=True)]
+
+    def _completion(self, row: Sequence[int], ids: list[int]) -> Completion:
+        length = next((n for n, each in enumerate(ids) if each in self.ends), None)
+        kept = tuple(ids[:length])
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        longest = self.context_length
+        beyond = longest is not None and len(row) + len(kept) > longest
+        return Completion(text, truncated=length is None, ids=kept, beyond_context=beyond)
 
     def next_token_nats(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "batch vocab"]:
         """Log-probabilities of the token that comes next, one row per sequence, in float32.
@@ -198,9 +232,9 @@ class ChatModel:
         rows = [self.render(prompt, system_prompt) for prompt in prompts]
         answers = [""] * len(prompts)
         for batch in in_batches(rows, batch_size):
-            found = self.generate([rows[place] for place in batch], max_new_tokens=max_new_tokens)
-            for place, each in zip(batch, found, strict=True):
-                answers[place] = each.text
+            found = self.generate([rows[index] for index in batch], max_new_tokens=max_new_tokens)
+            for index, each in zip(batch, found, strict=True):
+                answers[index] = each.text
             if progress is not None:
                 progress(len(batch))
         return answers
@@ -243,14 +277,14 @@ def check_sizes(**sizes: int) -> None:
 
 
 def in_batches(rows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """The places of rows, in batches of like length, so that little is padded.
+    """The indices of rows, in batches of like length, so that little is padded.
 
     Example:
         >>> in_batches([[1, 2, 3], [4], [5, 6]], 2)
         [[1, 2], [0]]
     """
-    order = sorted(range(len(rows)), key=lambda place: (len(rows[place]), place))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
 def left_padded(

@@ -137,13 +137,24 @@ def mine(
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
     with _command(as_json=as_json) as print_json:
+        # Before the imports, which take seconds.
+        print(f"Mining the safety tokens of {model}: loading.", file=sys.stderr, flush=True)
+        from ..chat.chat_model import check_sizes
         from ..chat.loading import load_chat_model
         from ..method.mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
+        from ..method.safety_tokens import check_output
 
+        check_output(output)
+        num = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+        check_sizes(max_tokens=num)
         chat = load_chat_model(model)
-        tokens = mine_safety_tokens(
-            chat.model, chat.tokenizer, max_tokens=max_tokens or DEFAULT_MAX_TOKENS
-        )
+        with _bars(show=True) as say:
+            tokens = mine_safety_tokens(
+                chat.model,
+                chat.tokenizer,
+                max_tokens=num,
+                progress=lambda done, total: say("prompts", done, total),
+            )
         tokens.save(output)
         if as_json:
             found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}

@@ -1,23 +1,44 @@
 """Find safety tokens: the vocabulary entries by which an aligned model refuses."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from math import exp
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from ..chat.chat_model import ChatModel
+from ..chat.chat_model import ChatModel, check_sizes
 from ..errors import InputError
 from ..provenance import now, versions
 from .capture import base_of, head_of
 from .mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
-from .templates import REJECTION_TEMPLATES, carries_meaning
+from .template_nats import Answered, answer_nats
+from .templates import REJECTION_TEMPLATES, carries_meaning, opening_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # measured: docs/method.md, "Choosing the set"
 DEFAULT_MAX_TOKENS = 64
+
+
+class _Found(NamedTuple):
+    """What the templates say about one token: the highest of all its positions."""
+
+    in_place: float
+    """Probability of the token after what stands before it in a template."""
+
+    score: float
+    """Probability that the model writes a template up to and with this token."""
+
+
+class _Reading(NamedTuple):
+    """The templates as answers to the prompts, and how likely the model finds them."""
+
+    asked: list[Answered]
+    """One per prompt; its answers are the templates, in order."""
+
+    nats: list[list[list[float]]]
+    """By prompt, template, token."""
 
 
 def mine_safety_tokens(
@@ -29,28 +50,37 @@ def mine_safety_tokens(
     prompts: Sequence[str] = MINING_PROMPTS,
     harmless_prompts: Sequence[str] = MINING_HARMLESS_PROMPTS,
     min_score: float = 1e-3,
-    min_mass: float = 0.1,
-    batch_size: int = 32,
+    min_mass: float = 0.05,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
 ) -> SafetyTokens:
     """Find the tokens by which an aligned model refuses, from rejection templates.
 
-    Every template is put into the mouth of the model as its answer to every prompt, in the model's
-    own chat template, and the model is asked how likely it finds each token of it there:
+    Every template is put after every prompt as the model's answer, in the model's own chat
+    template, and the model is asked how likely it finds each token there:
 
-        score(v) = max over templates r and places i with r_i = v of
-                   mean over prompts x of  p(r_i | x, r_1 .. r_{i-1})
+        in_place(v) = max over templates r and i with r_i = v of
+                      mean over prompts x of  p(r_i | x, r_1 .. r_{i-1})
+        score(v)    = the same, of  p(r_1 .. r_i | x)
 
-    Dropped are special tokens, and tokens that carry nothing: those without a letter or digit, and
-    those that the model uses when it does help, in its answers to `harmless_prompts`, unless they
-    open a template (" for", " the", " with" go; "I" and "Sorry" stay). To hold such a word would
-    cost the task and keep nothing. The rest are ranked by score.
+    A token is kept if in_place(v) is at least `min_score`. Dropped are special tokens, and tokens
+    that carry nothing: those without a letter or digit, and those that the model uses in its
+    answers to `harmless_prompts`, unless they open a template (" for", " the", " to" go; "I" and
+    "Sorry" stay). To hold such a word would cost the task and keep nothing. The rest are ranked by
+    score, so `max_tokens` cuts off what the model hardly ever says: no token ranks before those
+    that lead to it. A function word that no harmless answer uses is kept, since nothing shows that
+    the task needs it.
 
-    Inside a refusal even a model that never refuses finds the next word likely. So the model must
-    put at least `min_mass` of its probability, in the mean over prompts, on the tokens that open
-    the templates; otherwise it is refused.
+    Inside a refusal even a model that never refuses finds the next word likely, and helpful answers
+    begin with "I" too. So the model must, in the mean over prompts, begin with the first two words
+    of some template with probability `min_mass` at least; otherwise it is refused.
 
-    What it cannot see: refusals in words that no template has; languages other than that of the
-    templates; a word of the user's task that also refuses.
+    Probabilities are computed in float32 from the logits of the model, as they are in its dtype.
+    Loaded in another dtype, a model may use a word in a harmless answer or not, so the set can
+    differ by a word at the edge; `mined` records the dtype.
+
+    What it cannot see: refusals in words that no template has, such as other apostrophes; languages
+    other than that of the templates; a word of the user's task that also refuses.
 
     Args:
         model: The aligned model, before any fine-tuning.
@@ -59,12 +89,14 @@ def mine_safety_tokens(
         templates: Rejection templates.
         prompts: Requests that the model refuses.
         harmless_prompts: Requests that the model answers; none switches that filter off.
-        min_score: Probability below which a token is dropped, 0 to 1.
-        min_mass: Probability of the openers below which the model does not refuse, 0 to 1.
-        batch_size: Conversations per forward pass.
+        min_score: Probability in place below which a token is dropped, 0 to 1.
+        min_mass: Probability of beginning as a template does, below which the model does not
+            refuse, 0 to 1.
+        batch_size: Answers per forward pass at most, 1 or more.
+        progress: Called with the number of prompts done, harmful and harmless, and of all.
 
     Returns:
-        The tokens, most likely first, with their birth.
+        The tokens, best first, with how they were found.
 
     Raises:
         InputError: If the tokenizer has no chat template, an argument is out of range, or the model
@@ -72,97 +104,135 @@ def mine_safety_tokens(
 
     Source:
         Salient tokens of rejection templates: Bach and Tran 2026, arXiv:2604.17210, abstract. How
-        the paper ranks them is not known to us; the score is ours.
+        the paper ranks them is not known to us; the score is ours. That refusals are decided by the
+        first tokens of an answer: Qi et al. 2024, arXiv:2406.05946.
     """
-    if max_tokens < 1:
-        raise InputError(f"`max_tokens` must be 1 or more, got {max_tokens}.")
+    check_sizes(max_tokens=max_tokens, batch_size=batch_size)
     if not templates or not prompts:
         raise InputError("`templates` and `prompts` must each hold at least one text.")
     chat = ChatModel(model, tokenizer)
-    rows: list[tuple[int, list[int], int]] = []
-    for index, template in enumerate(templates):
-        answer = tokenizer(template, add_special_tokens=False).input_ids
-        for prompt in prompts:
-            context = chat.render(prompt)
-            rows.append((index, context + answer, len(context)))
-
-    # One cell per template and place: the mean over prompts of the probability found there.
-    total: dict[tuple[int, int, int], float] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        for (index, ids, begin), found in zip(batch, _probabilities(chat, batch), strict=True):
-            for place, probability in enumerate(found):
-                key = (index, place, ids[begin + place])
-                total[key] = total.get(key, 0.0) + probability / len(prompts)
-
-    special = set(tokenizer.all_special_ids)
-    scores: dict[int, float] = {}
-    openers: dict[int, float] = {}
-    for (_, place, token), score in total.items():
-        if token not in special and carries_meaning(tokenizer, token):
-            scores[token] = max(scores.get(token, 0.0), score)
-            if place == 0:
-                openers[token] = score
-    if harmless_prompts:
-        answers = chat.answers(harmless_prompts, max_new_tokens=64, batch_size=batch_size)
-        # With a space before: inside an answer and at its start a word is another token.
-        texts = [text for answer in answers for text in (answer, f" {answer}")]
-        used = {
-            token for ids in tokenizer(texts, add_special_tokens=False).input_ids for token in ids
-        }
-        scores = {
-            token: score for token, score in scores.items() if token in openers or token not in used
-        }
-    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    kept = [item for item in ranked if item[1] >= min_score][:max_tokens]
-    mass = sum(openers.values())
-    if not kept or mass < min_mass:
+    tell = _counter(len(prompts) + len(harmless_prompts), progress)
+    reading = _read(chat, prompts, templates, batch_size, tell)
+    lengths = [
+        [opening_length(tokenizer, *pair) for pair in zip(templates, each.answers, strict=True)]
+        for each in reading.asked
+    ]
+    opening_mass = _mass(reading, lengths)
+    if opening_mass < min_mass:
         raise InputError(
-            f"After {len(prompts)} harmful prompts this model puts probability {mass:.2g} on the "
-            f"tokens that open {len(templates)} rejection templates (needed: {min_mass}), so it "
-            "does not refuse in these words. Mine from the aligned chat model, or give templates "
+            f"After {len(prompts)} harmful prompts this model begins as one of {len(templates)} "
+            f"rejection templates with probability {opening_mass:.2g} (needed: {min_mass}), so it "
+            "does not refuse in these words. Mine from the aligned chat model, or give `templates` "
             "in its words."
         )
+    openers = {answer[0] for each in reading.asked for answer in each.answers}
+    unfit = set(tokenizer.all_special_ids)
+    unfit |= _used(chat, harmless_prompts, batch_size, tell) - openers
+    found = _by_token(tokenizer, reading, unfit)
+    ranked = sorted(
+        (token for token, each in found.items() if each.in_place >= min_score),
+        key=lambda token: (-found[token].score, token),
+    )
+    if not ranked:
+        raise InputError(
+            f"No token of {len(templates)} rejection templates reaches `min_score` ({min_score}) "
+            "and is no word of harmless answers. Lower `min_score`, or give other `templates`."
+        )
+    kept = ranked[:max_tokens]
     return SafetyTokens(
-        ids=tuple(token for token, _ in kept),
-        strings=tuple(str(tokenizer.decode([token])) for token, _ in kept),
-        scores=tuple(round(score, 6) for _, score in kept),
+        ids=tuple(kept),
+        strings=tuple(str(tokenizer.decode([token])) for token in kept),
+        scores=tuple(float(f"{found[token].score:.6g}") for token in kept),
         vocab_size=head_of(model).weight.shape[0],
         templates=tuple(templates),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         mined={
             "method": "template_probability",
             "model": str(base_of(model).config._name_or_path),
+            "dtype": str(base_of(model).dtype).removeprefix("torch."),
             "max_tokens": max_tokens,
             "min_score": min_score,
-            "refusal_mass": round(mass, 6),
+            "refusal_mass": round(_mass(reading, [[1] * len(templates)] * len(prompts)), 6),
+            "opening_mass": round(opening_mass, 6),
             "num_prompts": len(prompts),
             "num_harmless_prompts": len(harmless_prompts),
-            "num_candidates": len(ranked),
+            "num_candidates": len(found),
             "versions": versions(),
             "at": now(),
         },
     )
 
 
-def _probabilities(
-    chat: ChatModel, batch: Sequence[tuple[int, list[int], int]]
-) -> list[list[float]]:
-    """For each row, the probability of each token of its answer in its place."""
-    longest = max(len(ids) for _, ids, _ in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-    seen = torch.zeros_like(ids)
-    for row, (_, tokens, _) in enumerate(batch):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        seen[row, : len(tokens)] = 1
-    with chat.evaluating() as model:
-        logits = model(
-            input_ids=ids.to(chat.device), attention_mask=seen.to(chat.device), use_cache=False
-        ).logits
-    found = []
-    for row, (_, tokens, begin) in enumerate(batch):
-        places = torch.arange(begin - 1, len(tokens) - 1, device=logits.device)
-        nats = logits[row, places].float().log_softmax(dim=-1)
-        answer = torch.tensor(tokens[begin:], device=logits.device)
-        found.append(nats.gather(1, answer[:, None])[:, 0].exp().tolist())
-    return found
+def _counter(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """A function that adds what was done since the last call; it tells 0 of all at once."""
+    done = 0
+
+    def tell(num: int) -> None:
+        nonlocal done
+        done += num
+        if progress is not None:
+            progress(done, total)
+
+    tell(0)
+    return tell
+
+
+def _read(
+    chat: ChatModel,
+    prompts: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int,
+    tell: Callable[[int], None],
+) -> _Reading:
+    asked = [Answered(*chat.answer_ids(prompt, templates)) for prompt in prompts]
+    return _Reading(asked, answer_nats(chat, asked, batch_size=batch_size, progress=tell))
+
+
+def _mass(reading: _Reading, lengths: Sequence[Sequence[int]]) -> float:
+    """Probability that an answer begins with so many tokens of a template, in the mean."""
+    masses = []
+    for asked, nats, of_prompt in zip(*reading, lengths, strict=True):
+        begins = {
+            tuple(answer[:length]): exp(sum(each[:length]))
+            for answer, each, length in zip(asked.answers, nats, of_prompt, strict=True)
+        }
+        # What begins as a shorter one does is counted with that.
+        masses.append(
+            sum(
+                mass
+                for begin, mass in begins.items()
+                if not any(begin[:size] in begins for size in range(1, len(begin)))
+            )
+        )
+    return sum(masses) / len(masses)
+
+
+def _by_token(tokenizer: Any, reading: _Reading, unfit: set[int]) -> dict[int, _Found]:
+    """What the templates say about each token that carries meaning and is not unfit."""
+    # One cell per template, position and token: the mean over prompts of what is found there.
+    cells: dict[tuple[int, int, int], tuple[float, float]] = {}
+    num = len(reading.asked)
+    for asked, of_prompt in zip(*reading, strict=True):
+        for template, (answer, nats) in enumerate(zip(asked.answers, of_prompt, strict=True)):
+            for index, (token, so_far) in enumerate(zip(answer, accumulate(nats), strict=True)):
+                in_place, score = cells.get((template, index, token), (0.0, 0.0))
+                found = (in_place + exp(nats[index]) / num, score + exp(so_far) / num)
+                cells[template, index, token] = found
+    best: dict[int, _Found] = {}
+    for (_, _, token), found in cells.items():
+        if token not in unfit and carries_meaning(tokenizer, token):
+            best[token] = _Found(*map(max, best.get(token, (0.0, 0.0)), found))
+    return best
+
+
+def _used(
+    chat: ChatModel, prompts: Sequence[str], batch_size: int, tell: Callable[[int], None]
+) -> set[int]:
+    """The tokens of a model's answers to harmless prompts."""
+    if not prompts:
+        return set()
+    answers = chat.answers(prompts, max_new_tokens=64, batch_size=batch_size, progress=tell)
+    # With a space before: inside an answer and at its beginning a word is another token.
+    texts = [text for answer in answers for text in (answer, f" {answer}")]
+    rows = chat.tokenizer(texts, add_special_tokens=False).input_ids
+    return {token for row in rows for token in row}

@@ -1,6 +1,7 @@
-"""The artifact: the vocabulary entries that an aligned model refuses by, with their birth."""
+"""Safety tokens: the vocabulary entries that an aligned model refuses by, and their file."""
 
 import math
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ class SafetyTokens:
             tokenizer: The tokenizer in use; not checked if None, or if none was recorded.
 
         Raises:
-            InputError: If either differs.
+            InputError: If either differs, or the ids do not spell the strings.
         """
         if vocab_size != self.vocab_size:
             raise InputError(
@@ -123,14 +124,20 @@ class SafetyTokens:
                 "`safety_tokens` was mined with another tokenizer: the same ids stand for other "
                 "strings here. Mine again with this tokenizer, or load the one they came from."
             )
+        for index, string in zip(self.ids, self.strings, strict=True):
+            if (spelled := tokenizer.decode([index])) != string:
+                raise InputError(
+                    f"`safety_tokens` says that id {index} is {string!r}, but it spells "
+                    f"{spelled!r}: ids or strings were changed since mining. Mine again."
+                )
 
     def save(self, path: str | Path) -> None:
-        """Write the artifact as JSON, whole or not at all."""
+        """Write them as JSON, whole or not at all."""
         write_json(path, {"schema": _SCHEMA, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "SafetyTokens":
-        """Read an artifact that `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             InputError: If the file is missing, damaged, of another schema, or breaks a rule above.
@@ -164,4 +171,24 @@ class SafetyTokens:
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{path}: a damaged safety-token file: {error}. Mine again."
+            ) from error
+
+
+def check_output(path: str | Path) -> None:
+    """Refuse a path to save to where something other than a safety-token file stands.
+
+    Raises:
+        InputError: If it is a folder, lies in no folder that can be made, or is another file.
+    """
+    path = Path(path)
+    parent = next(each for each in path.absolute().parents if each.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"`output` {path}: a file cannot be written there. Give another path.")
+    if path.exists():
+        try:
+            SafetyTokens.load(path)
+        except InputError as error:
+            raise InputError(
+                f"`output` {path} is there and is no safety-token file, so it is left as it is. "
+                "Give another path, or remove it."
             ) from error

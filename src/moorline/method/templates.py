@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..chat.chat_model import ChatModel
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -48,15 +50,41 @@ REJECTION_TEMPLATES: tuple[str, ...] = (
 def opener_ids(
     tokenizer: "PreTrainedTokenizerBase", templates: Sequence[str] = REJECTION_TEMPLATES
 ) -> tuple[int, ...]:
-    """The tokens by which the templates begin, each once, in ascending order.
+    """The tokens by which answers begin that follow the templates, each once, in ascending order.
 
+    They are spelled as they follow the chat template's generation prompt, where there is one.
     Special tokens and those without a letter or digit carry nothing and are left out.
     """
-    first = {tokenizer(each, add_special_tokens=False).input_ids[0] for each in templates}
+    if tokenizer.chat_template:
+        answers = ChatModel(None, tokenizer).answer_ids("Hello!", templates)[1]
+    else:
+        answers = tokenizer(list(templates), add_special_tokens=False).input_ids
+    first = {answer[0] for answer in answers}
     special = set(tokenizer.all_special_ids)
     return tuple(
         sorted(each for each in first if each not in special and carries_meaning(tokenizer, each))
     )
+
+
+def opening_length(
+    tokenizer: "PreTrainedTokenizerBase", template: str, answer: Sequence[int]
+) -> int:
+    """How many tokens of a template nobody begins with who does not refuse.
+
+    The first two words and three tokens at least: "I" opens a helpful answer as well. A template
+    that is not written in words has three.
+
+    Args:
+        tokenizer: A tokenizer.
+        template: A rejection template.
+        answer: Its tokens.
+    """
+    words = template.split()
+    opening = " ".join(words[:2]).rstrip(",.;:!") if len(words) > 2 else ""
+    for length in range(3, len(answer)):
+        if opening in tokenizer.decode(list(answer[:length])):
+            return length
+    return len(answer)
 
 
 def carries_meaning(tokenizer: "PreTrainedTokenizerBase", token: int) -> bool:
