@@ -5,10 +5,12 @@ tokens = mine_safety_tokens(model, tokenizer)
 STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -29,10 +31,11 @@ from trl.chat_template_utils import get_training_chat_template
 from trl.data_utils import is_conversational
 
 from .chat.conversation import has_generation_markers, mark_responses
-from .errors import InputError
-from .method import cache, reference
-from .method.mixin import DEFAULT_WEIGHT, Constraint, STRMixin
+from .errors import InputError, MoorlineError
+from .method import adapters, cache, capture, reference
+from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
+from .method.settings import DEFAULT_WEIGHT, STRSettings
 
 # What the floors above need of trl, they take from here.
 __all__ = [
@@ -89,12 +92,12 @@ class STRConfig(SFTConfig):
         default=1.0,
         metadata={
             "help": "Share of the rows of each batch on which the drift is measured, drawn at "
-            "random and scaled; the cost of a live reference falls with it."
+            "random and scaled; the cost of a running reference falls with it."
         },
     )
     str_positions: str = field(
         default="all",
-        metadata={"help": "Which response positions are held: 'all', or 'first:K' of each."},
+        metadata={"help": "Which response positions count: 'all', or 'first:K' of each."},
     )
     str_cache_dtype: str = field(
         default="float32",
@@ -116,19 +119,24 @@ class STRConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.constraint()
+        self.settings()
 
-    def constraint(self) -> Constraint:
+    def settings(self) -> STRSettings:
         """The `str_` settings, checked."""
-        return Constraint(
-            weight=self.str_weight,
-            form=self.str_form,
-            reference=self.str_reference,
-            reference_fraction=self.str_reference_fraction,
-            positions=self.str_positions,
-            cache_dtype=self.str_cache_dtype,
-            cache_dir=self.str_cache_dir,
-        )
+        names = [each.name for each in fields(STRSettings)]
+        with _named_as_written():
+            return STRSettings(**{name: getattr(self, f"str_{name}") for name in names})
+
+
+@contextlib.contextmanager
+def _named_as_written() -> Iterator[None]:
+    """Call the settings of the method, in errors, what the user wrote: `weight` is `str_weight`."""
+    names = "|".join([*(each.name for each in fields(STRSettings)), "reference_model"])
+    try:
+        yield
+    except MoorlineError as error:
+        text = re.sub(rf"`({names})`", r"`str_\1`", str(error))
+        raise type(error)(text) from error
 
 
 class STRTrainer(STRMixin, SFTTrainer):
@@ -185,7 +193,8 @@ class STRTrainer(STRMixin, SFTTrainer):
             safety_tokens = SafetyTokens.load(args.str_tokens)
         reference_model = args.str_reference_model if reference_model is None else reference_model
         if peft_config is not None:
-            reference.check_adapter(peft_config, reference_given=reference_model is not None)
+            with _named_as_written():
+                adapters.check_adapter(peft_config, reference_given=reference_model is not None)
         if train_dataset is not None:
             if processing_class is None:
                 processing_class = _tokenizer_for(model, args)
@@ -197,18 +206,23 @@ class STRTrainer(STRMixin, SFTTrainer):
                 mark = functools.partial(_marked, tokenizer=processing_class)
                 train_dataset = _mapped(train_dataset, mark)
                 eval_dataset = _mapped(eval_dataset, mark)
-        super().__init__(
-            model,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            safety_tokens=safety_tokens,
-            constraint=args.constraint(),
-            reference_model=reference_model,
-            **kwargs,
-        )
+        aligned = None
+        if peft_config is not None and isinstance(model, nn.Module):
+            aligned = capture.probe(model, safety_tokens.tensor())
+        with _named_as_written():
+            super().__init__(
+                model,
+                args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                safety_tokens=safety_tokens,
+                settings=args.settings(),
+                reference_model=reference_model,
+                aligned=aligned,
+                **kwargs,
+            )
 
 
 def _tokenizer_for(model: Any, args: STRConfig) -> PreTrainedTokenizerBase:

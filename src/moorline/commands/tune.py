@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..chat.loading import check_model_folder, load
 from ..errors import InputError, PrerequisiteError, unknown_choice
+from ..method.adapters import weights_fingerprint
 from ..method.mining import mine_safety_tokens
-from ..method.reference import weights_fingerprint
 from ..method.safety_tokens import SafetyTokens
 from ..provenance import fingerprint, machine, now, read_json, sha256_of, versions, write_json
 from ..tables import Row, is_table, rows_of
@@ -109,14 +109,14 @@ def tune(arguments: Sequence[str]) -> dict[str, Any]:
         "birth": birth,
         "dataset": script.dataset_name,
         "tokens": tokens_fingerprint(tokens),
-        "reference": trainer.reference.name,
+        "reference": trainer.regularizer.reference.name,
     }
     run = {
         "schema": 1,
         "status": "running",
         "birth": birth,
         "model": name,
-        "reference": trainer.reference.name,
+        "reference": trainer.regularizer.reference.name,
         "base": base,
         "chain": [*start.links, link],
         "safety_tokens": {"num": len(tokens), "strings": list(tokens.strings)},
