@@ -42,7 +42,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from moorline import SafetyTokens, STRConfig, STRTrainer
-from moorline.method.reference import adapter_layers, adapters_off
+from moorline.method.adapters import adapter_layers, adapters_off
 from moorline.provenance import machine, now, versions, write_json
 
 # What the C allocator is told; `man mallopt`.
@@ -167,8 +167,8 @@ def build(shape: Shape, method: str, scratch: str):
     ids = tuple(range(0, shape.vocabulary, step))[: shape.num_safety]
     if method.startswith("str_"):
         kind = method.removeprefix("str_")
-        live = "adapter_off" if shape.lora else "frozen_copy"
-        ours = {"str_reference": kind if kind in ("cached", "frozen_copy") else live}
+        running = "adapter_off" if shape.lora else "frozen_copy"
+        ours = {"str_reference": kind if kind in ("cached", "frozen_copy") else running}
         if kind.startswith("fraction_"):
             ours["str_reference_fraction"] = float(kind.removeprefix("fraction_"))
         if kind.startswith("first_"):
@@ -195,7 +195,7 @@ def build(shape: Shape, method: str, scratch: str):
 
 def step(trainer, model, batch) -> None:
     """One optimizer step, as `Trainer` takes it."""
-    count = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    _, count = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
     trainer.training_step(model, dict(batch), count)
     trainer.optimizer.step()
     model.zero_grad()
@@ -413,7 +413,12 @@ def cache_pass(shape: Shape, scratch: str) -> dict:
         with torch.no_grad():
             for name, run in (
                 ("plain", lambda: model(**asked, use_cache=False)),
-                ("pass", lambda: trainer.reference.safety_logits(model, asked, positions).cpu()),
+                (
+                    "pass",
+                    lambda: trainer.regularizer.reference.safety_logits(
+                        model, asked, positions
+                    ).cpu(),
+                ),
             ):
                 synchronise()
                 began = time.perf_counter()

@@ -12,29 +12,33 @@ from .errors import InputError, MoorlineError, PrerequisiteError
 
 if TYPE_CHECKING:
     from .method.mining import mine_safety_tokens
-    from .method.mixin import Constraint, STRMixin
+    from .method.mixin import STRMixin
+    from .method.regularizer import Regularizer
     from .method.safety_tokens import SafetyTokens
+    from .method.settings import STRSettings
     from .trainer import STRConfig, STRTrainer
 
 __version__ = "0.1.0"
 
 # Loaded when first asked for: `moorline --help` needs no torch, and the core needs no trl.
 _HOMES = {
-    "Constraint": "method.mixin",
+    "Regularizer": "method.regularizer",
     "STRConfig": "trainer",
     "STRMixin": "method.mixin",
+    "STRSettings": "method.settings",
     "STRTrainer": "trainer",
     "SafetyTokens": "method.safety_tokens",
     "mine_safety_tokens": "method.mining",
 }
 
 __all__ = [
-    "Constraint",
     "InputError",
     "MoorlineError",
     "PrerequisiteError",
+    "Regularizer",
     "STRConfig",
     "STRMixin",
+    "STRSettings",
     "STRTrainer",
     "SafetyTokens",
     "mine_safety_tokens",

@@ -5,11 +5,13 @@ tokens = mine_safety_tokens(model, tokenizer)
 STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
 """
 
+import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,11 @@ from trl import (
 )
 
 from .chat.conversation import conversation_of, mark_responses
-from .errors import InputError
-from .method import cache, penalty, reference
-from .method.mixin import DEFAULT_WEIGHT, Constraint, STRMixin
+from .errors import InputError, MoorlineError
+from .method import adapters, cache, capture, penalty, reference
+from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
+from .method.settings import DEFAULT_WEIGHT, STRSettings
 
 # What `commands` needs of trl, it takes from here.
 __all__ = [
@@ -106,12 +109,12 @@ class STRConfig(SFTConfig):
         default=1.0,
         metadata={
             "help": "Share of the rows of each batch on which the drift is measured, drawn at "
-            "random and scaled; the cost of a live reference falls with it."
+            "random and scaled; the cost of a running reference falls with it."
         },
     )
     str_positions: str = field(
         default="all",
-        metadata={"help": "Which response positions are held: 'all', or 'first:K' of each."},
+        metadata={"help": "Which response positions count: 'all', or 'first:K' of each."},
     )
     str_cache_dtype: str = field(
         default="float32",
@@ -142,19 +145,24 @@ class STRConfig(SFTConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16, self.fp16 = _precision(use_cpu=self.use_cpu)
         super().__post_init__()
-        self.constraint()
+        self.settings()
 
-    def constraint(self) -> Constraint:
+    def settings(self) -> STRSettings:
         """The `str_` settings, checked."""
-        return Constraint(
-            weight=self.str_weight,
-            form=self.str_form,
-            reference=self.str_reference,
-            reference_fraction=self.str_reference_fraction,
-            positions=self.str_positions,
-            cache_dtype=self.str_cache_dtype,
-            cache_dir=self.str_cache_dir,
-        )
+        names = [each.name for each in fields(STRSettings)]
+        with _named_as_written():
+            return STRSettings(**{name: getattr(self, f"str_{name}") for name in names})
+
+
+@contextlib.contextmanager
+def _named_as_written() -> Iterator[None]:
+    """Call the settings of the method, in errors, what the user wrote: `weight` is `str_weight`."""
+    names = "|".join([*(each.name for each in fields(STRSettings)), "reference_model"])
+    try:
+        yield
+    except MoorlineError as error:
+        text = re.sub(rf"`({names})`", r"`str_\1`", str(error))
+        raise type(error)(text) from error
 
 
 class STRTrainer(STRMixin, SFTTrainer):
@@ -216,7 +224,8 @@ class STRTrainer(STRMixin, SFTTrainer):
             safety_tokens = SafetyTokens.load(args.str_tokens)
         reference_model = args.str_reference_model if reference_model is None else reference_model
         if peft_config is not None:
-            reference.check_adapter(peft_config, reference_given=reference_model is not None)
+            with _named_as_written():
+                adapters.check_adapter(peft_config, reference_given=reference_model is not None)
         if args.learning_rate is None:
             adapted = peft_config is not None or hasattr(model, "peft_config")
             args.learning_rate = ADAPTER_LEARNING_RATE if adapted else FULL_LEARNING_RATE
@@ -227,18 +236,23 @@ class STRTrainer(STRMixin, SFTTrainer):
         )
         if self._marks_responses:
             args.assistant_only_loss = False  # or TRL would want its own markers
-        super().__init__(
-            model,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            safety_tokens=safety_tokens,
-            constraint=args.constraint(),
-            reference_model=reference_model,
-            **kwargs,
-        )
+        aligned = None
+        if peft_config is not None and isinstance(model, nn.Module):
+            aligned = capture.probe(model, safety_tokens.tensor())
+        with _named_as_written():
+            super().__init__(
+                model,
+                args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                safety_tokens=safety_tokens,
+                settings=args.settings(),
+                reference_model=reference_model,
+                aligned=aligned,
+                **kwargs,
+            )
         if self._marks_responses:
             self.args.assistant_only_loss = True
 

@@ -13,7 +13,8 @@ from moorline.audit.drift import drift_of
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
-from moorline.method.reference import AdapterOff, adapter_layers, adapters_off
+from moorline.method.adapters import adapter_layers, adapters_off
+from moorline.method.reference import AdapterOff
 
 runner = CliRunner()
 

@@ -47,7 +47,7 @@ def test_modes_are_restored_module_by_module(chat):
         assert not any(module.training for module in model.modules())
         assert torch.is_inference_mode_enabled()
     assert {name: module.training for name, module in chat.model.named_modules()} == before
-    with pytest.raises(RuntimeError), chat.evaluating():  # noqa: PT012
+    with pytest.raises(RuntimeError), chat.evaluating():
         raise RuntimeError
     assert {name: module.training for name, module in chat.model.named_modules()} == before
 

@@ -52,7 +52,7 @@ def test_a_float32_cache_trains_as_the_live_reference_does(name, run):
     data = conversations(num=10, turns=3 if name == "several turns" else 1)
     _, live = run(data, "adapter_off", **LAYOUTS[name])
     trainer, cached = run(data, "cached", **LAYOUTS[name])
-    assert trainer.reference.name == "cached"
+    assert trainer.regularizer.reference.name == "cached"
     assert cached[-1]["str/weighted"] > 0.01, "there is something to hold"
     for mine, other in zip(cached, live, strict=True):
         for key in KEYS:
@@ -68,7 +68,7 @@ def test_a_cache_of_another_model_would_be_seen(run, rows, make_model, tokenizer
         safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
         reference_model=make_model(seed=3),
     )  # fmt: skip
-    assert given.reference.name == "cached"
+    assert given.regularizer.reference.name == "cached"
     _, other = trained(given)
     assert other[0]["loss"] != pytest.approx(live[0]["loss"], rel=1e-2)
 
@@ -101,14 +101,14 @@ def test_a_reference_that_was_read_into_a_cache_is_not_kept(
         train_dataset=rows, processing_class=tokenizer, reference_model=str(model_folder),
     )  # fmt: skip
     assert len(alive() - before) == left
-    assert trainer.reference.name == kind
+    assert trainer.regularizer.reference.name == kind
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_a_small_cache_differs_by_its_stated_rounding(dtype, bits, run, rows, tmp_path):
     _, exact = run(rows, "cached", str_cache_dir=str(tmp_path / "exact"))
     trainer, small = run(rows, "cached", str_cache_dtype=dtype, str_cache_dir=str(tmp_path / dtype))
-    folder = trainer.reference.caches[0].folder
+    folder = trainer.regularizer.reference.caches[0].folder
     manifest = json.loads((folder / "cache.json").read_text())
     largest = max(
         each.abs().max().item()
@@ -136,10 +136,42 @@ def test_evaluation_sets_are_cached_too(make_model, rows, tokenizer, tokens, tmp
         for key in ("loss", "str/drift", "str/weighted"):
             place = f"eval_{name}_{key}"
             assert found["cached"][place] == pytest.approx(found["adapter_off"][place], rel=1e-5)
-    with pytest.raises(InputError, match="not in the reference cache"):
-        trainer.evaluate(trainer._prepare_dataset(
-            conversations(seed=6), tokenizer, trainer.args, False, None, "other"
-        ))  # fmt: skip
+
+
+def test_rows_that_a_cache_lacks_are_evaluated_by_the_adapter_switched_off(
+    make_model, rows, tokenizer, tokens, tmp_path
+):
+    """`trainer.evaluate(other rows)` works with a cache, which `auto` takes by itself."""
+    found = {}
+    for reference in ("adapter_off", "auto"):
+        trainer = str_trainer(
+            moved(make_model), rows, tokenizer, tokens, tmp_path, str_reference=reference,
+            max_steps=-1, num_train_epochs=3,
+        )  # fmt: skip
+        found[reference] = trainer.evaluate(conversations(seed=6))
+    assert trainer.regularizer.reference.name == "cached"
+    for key in ("eval_loss", "eval_str/drift"):
+        assert found["auto"][key] == pytest.approx(found["adapter_off"][key], rel=1e-6)
+    assert found["auto"]["eval_str/drift"] > 0.01
+
+
+def test_rows_that_a_cache_lacks_are_evaluated_without_drift_where_nothing_can_run(
+    make_model, rows, tokenizer, tokens, tmp_path, caplog
+):
+    """Full fine-tuning: the aligned model is gone, so the task's loss alone is given, and said."""
+    other = conversations(seed=6)
+    free = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, str_reference="frozen_copy")
+    trainer = str_trainer(
+        make_model(), rows, tokenizer, tokens, tmp_path, max_steps=-1, num_train_epochs=3
+    )
+    assert trainer.regularizer.reference.name == "cached"
+    found, expected = trainer.evaluate(other), free.evaluate(other)
+    assert found["eval_loss"] == pytest.approx(expected["eval_ce_loss"], rel=1e-6)
+    assert "eval_str/drift" not in found
+    assert "their drift is not measured" in caplog.text
+    assert "eval_str/drift" in trainer.evaluate(trainer.train_dataset), (
+        "and known rows are measured"
+    )
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(make_model, rows, tokenizer, tokens, tmp_path):
@@ -198,7 +230,7 @@ def test_another_seed_epoch_weight_and_batch_use_the_same_cache(
 def test_without_a_folder_the_cache_lies_beside_the_prepared_data(run, rows, monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
     trainer, _ = run(rows, "cached", str_cache_dir=None)
-    folder = trainer.reference.caches[0].folder
+    folder = trainer.regularizer.reference.caches[0].folder
     assert folder.parent == tmp_path / "hub" / "moorline"
     run(conversations(seed=5), "cached", str_cache_dir=None)
     assert len(list(folder.parent.iterdir())) == 2, "another content has another folder"
@@ -380,7 +412,7 @@ def test_a_replaced_collator_is_refused_and_not_silently_unprotected(
     trainer.data_collator = trainer.data_collator.inner
     with pytest.raises(InputError, match="`data_collator` was replaced"):
         trainer.train()
-    caches = trainer.reference.caches
+    caches = trainer.regularizer.reference.caches
     positions = torch.ones(1, 3, dtype=torch.bool)
     with pytest.raises(InputError, match="the data collator changes rows"):
         Cached(caches).safety_logits(

@@ -6,8 +6,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from moorline import InputError
-from moorline.method import capture
-from moorline.method.capture import check_capture, install, log_normaliser, processing_of, project
+from moorline.method import head
+from moorline.method.capture import check_capture, install
+from moorline.method.head import log_normaliser, processing_of, project
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -153,14 +154,12 @@ def test_low_precision_is_projected_in_float32_outside_autocast(dtype):
 
 
 def test_the_normaliser_in_chunks_is_the_normaliser_and_so_is_its_gradient(monkeypatch):
-    from moorline.method import capture
-
     hidden = torch.randn(7, 32, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(64, 32, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(64, dtype=torch.float64)
-    processing = capture.Processing(scale=0.5, softcap=4.0)
+    processing = head.Processing(scale=0.5, softcap=4.0)
     whole = (4.0 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 4.0)).logsumexp(-1)
-    monkeypatch.setattr(capture, "_CHUNK_ELEMENTS", 128)
+    monkeypatch.setattr(head, "_CHUNK_ELEMENTS", 128)
     chunked = log_normaliser(hidden, weight, bias, processing)
     torch.testing.assert_close(chunked, whole)
     first = torch.autograd.grad(whole.square().sum(), (hidden, weight))
@@ -180,15 +179,15 @@ def test_the_head_gets_its_gradient_through_safety_rows_only():
 def test_the_projection_in_chunks_is_that_of_all_positions(monkeypatch):
     hidden = torch.randn(23, 8, requires_grad=True)
     weight, ids = torch.randn(40, 8), torch.tensor([3, 5, 39])
-    plain = capture.Processing(1.0, None)
-    whole = capture.project(hidden, weight, None, ids, plain)
+    plain = head.Processing(1.0, None)
+    whole = head.project(hidden, weight, None, ids, plain)
     (expected,) = torch.autograd.grad(whole.square().sum(), hidden)
-    monkeypatch.setattr(capture, "_CHUNK_HIDDEN", 40)
-    parts = capture.project(hidden, weight, None, ids, plain)
+    monkeypatch.setattr(head, "_CHUNK_HIDDEN", 40)
+    parts = head.project(hidden, weight, None, ids, plain)
     (found,) = torch.autograd.grad(parts.square().sum(), hidden)
     assert torch.allclose(parts, whole, atol=1e-6)
     assert torch.allclose(found, expected, atol=1e-5)
-    assert capture.project(hidden[:0], weight, None, ids, plain).shape == (0, 3)
+    assert head.project(hidden[:0], weight, None, ids, plain).shape == (0, 3)
 
 
 @pytest.mark.parametrize("tied", [False, True])

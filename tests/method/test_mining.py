@@ -93,7 +93,11 @@ def test_no_token_ranks_before_those_that_lead_to_it(aligned):
     tokens = mine_safety_tokens(*aligned)
     rank = {string: index for index, string in enumerate(tokens.strings)}
     assert tokens.strings[0] == "I"
-    chains = [("I", "'m", " sorry", " but"), ("I", " cannot", " help", " with"), ("My", " apologies")]
+    chains = [
+        ("I", "'m", " sorry", " but"),
+        ("I", " cannot", " help", " with"),
+        ("My", " apologies"),
+    ]
     for chain in chains:
         assert [rank[each] for each in chain] == sorted(rank[each] for each in chain)
     few = mine_safety_tokens(*aligned, max_tokens=8)

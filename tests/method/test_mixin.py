@@ -1,6 +1,8 @@
 """The laws of a right implementation, run through the real hosts on tiny random models."""
 
+import functools
 import logging
+import types
 
 import pytest
 import torch
@@ -15,10 +17,10 @@ from helpers import (
     trained,
 )
 from peft import get_peft_model
-from transformers import DataCollatorForSeq2Seq, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from moorline import Constraint, InputError, STRConfig, STRTrainer
+from moorline import InputError, STRConfig, STRSettings, STRTrainer
 from moorline.chat.conversation import mark_responses
 
 
@@ -28,13 +30,13 @@ def gradient_of_drift(trainer):
     # As training does: this is what switches autocast on.
     model = trainer.accelerator.prepare_model(trainer.model.train())
     captured = {}
-    original = trainer._form.drift
+    form = trainer.regularizer.form
 
-    def spy(values, reference_values):
-        captured["drift"] = original(values, reference_values)
+    def spy(difference):
+        captured["drift"] = form.drift(difference)
         return captured["drift"]
 
-    trainer._form = trainer._form._replace(drift=spy)
+    trainer.regularizer.form = form._replace(drift=spy)
     with trainer.compute_loss_context_manager():
         trainer.compute_loss(model, inputs)
     total = captured["drift"].total
@@ -203,18 +205,19 @@ def test_the_part_that_the_reference_reads_gives_what_the_whole_batch_gives(
         moved(make_model), conversations(turns=2), tokenizer, tokens, tmp_path, **changes, **layout
     )
     inputs = next(iter(trainer.get_train_dataloader()))
-    seen = []
+    lengths = []
     trainer.model.train()
     trainer.model.get_base_model().model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    held = trainer._held(inputs["labels"].roll(-1, dims=1) != -100)
-    positions = trainer._drawn_from(inputs, held)
-    part = trainer._reference_logits(trainer.model, inputs, positions)
-    whole = trainer.reference.safety_logits(trainer.model, inputs, positions)
+    regularizer = trainer.regularizer
+    positions = regularizer._drawn(inputs, regularizer.positions(inputs), seed=3)
+    reference = regularizer.reference
+    part = regularizer.reference_values(reference, trainer.model, inputs, positions)
+    whole = reference.safety_logits(trainer.model, inputs, positions)
     assert 0 < len(part) < (inputs["labels"] != -100).sum()
     assert torch.allclose(part, whole, atol=1e-5)
-    assert seen[0] < seen[1], "and it is a part"
+    assert lengths[0] < lengths[1], "and it is a part"
 
 
 def test_a_random_part_of_the_rows_gives_the_drift_without_bias(
@@ -228,21 +231,15 @@ def test_a_random_part_of_the_rows_gives_the_drift_without_bias(
     model = trainer.model.train()
     divisor = torch.tensor(10)
 
-    def weighted(data):
-        trainer._tally["train"] = type(trainer._tally["train"])()
+    def weighted(data, mode="train"):
         with torch.no_grad():
             trainer.compute_loss(model, data, num_items_in_batch=divisor)
-        return trainer._tally["train"].sums["weighted"].item()
+        return trainer._taken(mode).sums["weighted"].item()
 
     model.eval()
-    trainer._warn_if_moved_at_start = lambda drift: None
-    exact = []
-    for row in range(8):
-        one = {name: each[row : row + 1] for name, each in inputs.items()}
-        trainer._tally["eval"] = type(trainer._tally["eval"])()
-        with torch.no_grad():
-            trainer.compute_loss(model, one, num_items_in_batch=divisor)
-        exact.append(trainer._tally["eval"].sums["weighted"].item())
+    trainer._is_checked = True
+    rows = [{name: each[row : row + 1] for name, each in inputs.items()} for row in range(8)]
+    exact = [weighted(one, "eval") for one in rows]
     model.train()
     exact = torch.tensor(exact)
     drawn = torch.tensor([weighted(inputs) for _ in range(600)])
@@ -272,12 +269,12 @@ def test_the_draw_is_the_runs_own_and_repeats_after_a_resume(
     other = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora(), **changes, seed=1)
     assert other.args.seed != whole.args.seed
     inputs = next(iter(other.get_train_dataloader()))
-    held = inputs["labels"].roll(-1, dims=1) != -100
+    positions = inputs["labels"].roll(-1, dims=1) != -100
     other.model.train()
     whole.model.train()
     whole.state.global_step = other.state.global_step = 0
     draws = [
-        [each._drawn_from(inputs, held).any(1).tolist() for _ in range(8)]
+        [each.regularizer._drawn(inputs, positions, each._seed()).any(1).tolist() for _ in range(8)]
         for each in (whole, other)
     ]
     assert draws[0] != draws[1]
@@ -340,24 +337,25 @@ def test_a_local_mean_would_change_with_accumulation(make_model, rows, tokenizer
     assert found[0] != pytest.approx(found[1], rel=0.05)
 
 
-def test_plain_trainer_with_the_mixin_equals_the_trl_trainer(
-    make_model, rows, tokenizer, tokens, tmp_path
-):
+def labelled(rows, tokenizer):
+    """Rows as a plain trainer takes them: tokens and labels."""
+
     def prepare(row):
         marked = mark_responses(tokenizer, row["messages"])
         pairs = zip(marked["input_ids"], marked["assistant_masks"], strict=True)
         return {
             "input_ids": marked["input_ids"],
             "attention_mask": [1] * len(marked["input_ids"]),
-            "labels": [token if said else -100 for token, said in pairs],
+            "labels": [token if is_response else -100 for token, is_response in pairs],
         }
 
-    _, ours = trained(
-        str_trainer(
-            moved(make_model), rows, tokenizer, tokens, tmp_path, str_weight=2.0, max_steps=3,
-            shuffle_dataset=False, train_sampling_strategy="sequential",
-        )
-    )  # fmt: skip
+    return rows.map(prepare, remove_columns=["messages"])
+
+
+def plain_trainer(
+    model, rows, tokenizer, tokens, tmp_path, kind=PlainSTRTrainer, weight=2.0, **changes
+):
+    """A plain `transformers.Trainer` with the mixin, set up as `str_trainer` sets up TRL's."""
     arguments = settings(STRConfig, tmp_path, max_steps=3, train_sampling_strategy="sequential")
     kept = {
         name: getattr(arguments, name)
@@ -365,16 +363,27 @@ def test_plain_trainer_with_the_mixin_equals_the_trl_trainer(
                      "logging_steps", "report_to", "disable_tqdm", "use_cpu", "lr_scheduler_type",
                      "train_sampling_strategy", "max_grad_norm")
     }  # fmt: skip
-    _, theirs = trained(
-        PlainSTRTrainer(
-            moved(make_model), TrainingArguments(save_strategy="no", **kept),
-            train_dataset=rows.map(prepare, remove_columns=["messages"]),
-            data_collator=DataCollatorForSeq2Seq(tokenizer), safety_tokens=tokens,
-            constraint=Constraint(weight=2.0, form=Constraint().form),
+    data = labelled(rows, tokenizer)
+    return kind(
+        model, TrainingArguments(save_strategy="no", **kept), train_dataset=data,
+        data_collator=DataCollatorForSeq2Seq(tokenizer), safety_tokens=tokens,
+        settings=STRSettings(weight=weight, reference="adapter_off"), **changes,
+    )  # fmt: skip
+
+
+def test_plain_trainer_with_the_mixin_equals_the_trl_trainer(
+    make_model, rows, tokenizer, tokens, tmp_path
+):
+    _, ours = trained(
+        str_trainer(
+            moved(make_model), rows, tokenizer, tokens, tmp_path, str_weight=2.0, max_steps=3,
+            shuffle_dataset=False, train_sampling_strategy="sequential",
         )
     )  # fmt: skip
+    _, theirs = trained(plain_trainer(moved(make_model), rows, tokenizer, tokens, tmp_path))
+    names = ("ce_loss", "str/drift", "str/weighted", "str/max_abs", "ce_grad_norm", "str/grad_norm")
     for mine, other in zip(ours, theirs, strict=True):
-        for key in ("loss", "grad_norm", "ce_loss", "str/drift", "str/weighted", "str/max_abs"):
+        for key in ("loss", "grad_norm", *names):
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7), key
 
 
@@ -417,7 +426,7 @@ def test_a_batch_without_response_tokens_has_drift_zero_never_nan(
     loss.backward()
     gradients = [each.grad for each in trainer.model.parameters() if each.grad is not None]
     assert all(torch.isfinite(each).all() for each in gradients)
-    assert trainer._measured("train", divisor=1)["str/drift"] == 0.0
+    assert trainer._taken("train").metrics(trainer.accelerator, 1)["str/drift"] == 0.0
 
 
 def test_gradients_come_from_response_positions_only(make_model, rows, tokenizer, tokens, tmp_path):
@@ -467,9 +476,9 @@ def test_adapters_off_is_the_base_after_training(make_model, rows, tokenizer, to
     )
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     positions = inputs["labels"].roll(-1, dims=1) != -100
-    before = trainer.reference.safety_logits(trainer.model, inputs, positions)
+    before = trainer.regularizer.reference.safety_logits(trainer.model, inputs, positions)
     trainer.train()
-    after = trainer.reference.safety_logits(trainer.model, inputs, positions)
+    after = trainer.regularizer.reference.safety_logits(trainer.model, inputs, positions)
     assert torch.equal(before, after)
     now = trainer.model(**inputs, safety_positions=positions).safety_logits
     assert not torch.equal(before, now)
@@ -484,15 +493,17 @@ def test_native_adapters_of_transformers_are_switched_off_too(
         model, TrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True),
         safety_tokens=tokens,
     )  # fmt: skip
-    assert trainer.reference.name == "adapter_off"
+    assert trainer.regularizer.reference.name == "adapter_off"
     ids = torch.randint(6, 90, (2, 9))
     positions = torch.ones_like(ids, dtype=torch.bool)
-    z0 = trainer.reference.safety_logits(model, {"input_ids": ids}, positions)
+    z0 = trainer.regularizer.reference.safety_logits(model, {"input_ids": ids}, positions)
     with torch.no_grad():
         for name, each in model.named_parameters():
             if "lora_B" in name:
                 each.add_(1.0)
-    assert torch.equal(z0, trainer.reference.safety_logits(model, {"input_ids": ids}, positions))
+    assert torch.equal(
+        z0, trainer.regularizer.reference.safety_logits(model, {"input_ids": ids}, positions)
+    )
     moved_logits = model(input_ids=ids, safety_positions=positions).safety_logits
     assert not torch.equal(z0, moved_logits)
 
@@ -506,19 +517,58 @@ def test_a_reference_that_differs_at_the_first_step_is_told(
     assert "already differs from the reference" in caplog.text
 
 
-def test_a_replaced_forward_is_refused_and_not_silently_unprotected(
-    make_model, rows, tokenizer, tokens, tmp_path
+@pytest.mark.parametrize("when", ["before training", "in training"])
+@pytest.mark.parametrize("swallows", [True, False])
+def test_a_replaced_forward_is_refused_in_our_own_words(
+    when, swallows, make_model, rows, tokenizer, tokens, tmp_path
 ):
-    trainer = str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora())
+    """Whether the kernel swallows arguments that it does not know, or stumbles over them."""
+    trainer = str_trainer(
+        make_model(), rows, tokenizer, tokens, tmp_path, lora(), str_reference="adapter_off"
+    )
     base = trainer.model.get_base_model()
     inner = type(base).forward
 
-    def kernel(*args, safety_positions=None, safety_only=False, fused_lm_head=None, **kwargs):
-        return inner(base, *args, **kwargs)
+    def swallowing(input_ids, attention_mask=None, labels=None, **kwargs):
+        return inner(base, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
 
-    base.forward = kernel
-    with pytest.raises((InputError, AttributeError)):
+    def strict(
+        input_ids, attention_mask=None, labels=None, inputs_embeds=None, output_attentions=None,
+        output_hidden_states=None, return_dict=None,
+    ):  # fmt: skip
+        return inner(base, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+    def replace(*args, **kwargs):
+        base.forward = swallowing if swallows else strict
+
+    if when == "before training":
+        replace()
+    else:
+        callback = TrainerCallback()
+        callback.on_step_begin = replace
+        trainer.add_callback(callback)
+    with pytest.raises(InputError, match="replaced the model's forward"):
         trainer.train()
+
+
+def test_a_kernel_that_a_plain_trainer_puts_in_is_captured_again(
+    make_model, rows, tokenizer, tokens, tmp_path
+):
+    """As `use_liger_kernel` does at the beginning of `train()`."""
+    found = {}
+    for kernel in (False, True):
+        trainer = plain_trainer(moved(make_model), rows, tokenizer, tokens, tmp_path)
+        if kernel:
+            base = trainer.model.get_base_model()
+
+            @functools.wraps(type(base).forward)
+            def kernels_forward(self, *args, **kwargs):
+                return type(self).forward(self, *args, **kwargs)
+
+            base.forward = types.MethodType(kernels_forward, base)
+        found[kernel] = trained(trainer)[1][0]
+    assert found[True]["str/drift"] > 0.01
+    assert found[True]["loss"] == found[False]["loss"]
 
 
 def test_autocast_is_really_on_in_the_cases_above(make_model, rows, tokenizer, tokens, tmp_path):

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moorline.errors import InputError
-from moorline.method.penalty import FORMS, DriftSum, form, squared_drift
+from moorline.method.penalty import FORMS, DriftSum, difference, form, squared_drift
 
-IMPLEMENTATIONS = {name: each.drift for name, each in FORMS.items()}
+IMPLEMENTATIONS = {
+    name: lambda z, z0, measure=each.drift: measure(difference(z, z0))
+    for name, each in FORMS.items()
+}
 
 # float64 carries 53 bits; the sums here have at most some tens of terms of like size.
 EXACT = 1e-12
@@ -406,7 +409,7 @@ def test_on_logits_the_drift_is_blind_to_all_other_logits_rising_together():
     reference = _full_logits()
     model = reference + 5.0
     model[:, SAFETY] = reference[:, SAFETY]
-    found = squared_drift(model[:, SAFETY], reference[:, SAFETY])
+    found = squared_drift(difference(model[:, SAFETY], reference[:, SAFETY]))
     assert float(found.total) == 0.0
     assert float(found.max_abs) == 0.0
     # while the probability of the safety tokens falls at every position
@@ -419,7 +422,7 @@ def test_on_log_probabilities_the_drift_sees_all_other_logits_rising():
     model = reference + 5.0
     model[:, SAFETY] = reference[:, SAFETY]
     log_p, log_p0 = (each.log_softmax(-1)[:, SAFETY] for each in (model, reference))
-    assert float(squared_drift(log_p, log_p0).total) > 1.0
+    assert float(squared_drift(difference(log_p, log_p0)).total) > 1.0
 
 
 def test_in_both_forms_the_drift_is_blind_to_what_happens_outside_the_safety_tokens():
@@ -427,13 +430,13 @@ def test_in_both_forms_the_drift_is_blind_to_what_happens_outside_the_safety_tok
     model = reference.clone()
     model[:, [0, 1]] = reference[:, [1, 0]]
     assert float((model.softmax(-1) - reference.softmax(-1)).abs().max()) > 0.01
-    assert float(squared_drift(model[:, SAFETY], reference[:, SAFETY]).total) == 0.0
+    assert float(squared_drift(difference(model[:, SAFETY], reference[:, SAFETY])).total) == 0.0
     log_p, log_p0 = (each.log_softmax(-1)[:, SAFETY] for each in (model, reference))
     # 1e-24: the sums inside log_softmax may differ by rounding, about 1e-15, which is squared
-    assert float(squared_drift(log_p, log_p0).total) < 1e-24
+    assert float(squared_drift(difference(log_p, log_p0)).total) < 1e-24
     # the control: the same exchange with one safety token is seen
     model[:, [0, 2]] = reference[:, [2, 0]]
-    assert float(squared_drift(model[:, SAFETY], reference[:, SAFETY]).total) > 0.01
+    assert float(squared_drift(difference(model[:, SAFETY], reference[:, SAFETY])).total) > 0.01
 
 
 # Forms
@@ -449,6 +452,6 @@ def test_the_forms_are_the_papers_and_the_one_that_closes_its_hole():
 
 
 def test_an_unknown_form_is_refused_with_the_nearest():
-    words = r"Unknown `str_form` 'logprobs'\. Known: 'logit', 'logprob'\. Did you mean 'logprob'\?"
+    words = r"Unknown `form` 'logprobs'\. Known: 'logit', 'logprob'\. Did you mean 'logprob'\?"
     with pytest.raises(InputError, match=words):
         form("logprobs")

@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorline import InputError
-from moorline.method.positions import Held, draw_rows, needed_part
+from moorline.method.positions import PositionRule, draw_rows, needed_part
 
 
-def test_held_reads_its_setting():
-    assert Held.parse("all") == Held()
-    assert Held.parse("first:3") == Held(3)
+def test_a_rule_reads_its_setting():
+    assert PositionRule.parse("all") == PositionRule()
+    assert PositionRule.parse("first:3") == PositionRule(3)
     for wrong in ("first", "first:0", "first:-1", "first:two", "last:3", ""):
-        with pytest.raises(InputError, match=r"`str_positions` must be 'all' or 'first:K'"):
-            Held.parse(wrong)
+        with pytest.raises(InputError, match=r"`positions` must be 'all' or 'first:K'"):
+            PositionRule.parse(wrong)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4))
@@ -28,8 +28,8 @@ def test_the_first_k_are_those_of_a_walk_along_each_row(rows):
                 count = count + 1 if each else 0
                 kept.append(each and count <= first)
             expected.append(kept)
-        assert Held(first)(positions).tolist() == expected
-    assert Held()(positions) is positions
+        assert PositionRule(first)(positions).tolist() == expected
+    assert PositionRule()(positions) is positions
 
 
 def padded():

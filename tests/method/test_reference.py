@@ -6,14 +6,8 @@ from helpers import PlainSTRTrainer
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from moorline import InputError, STRConfig, STRTrainer
-from moorline.method.reference import (
-    FrozenCopy,
-    Work,
-    check_adapter,
-    decide,
-    live,
-    weights_fingerprint,
-)
+from moorline.method.adapters import check_adapter, weights_fingerprint
+from moorline.method.reference import FrozenCopy, TrainingPlan, build_reference, choose_reference
 
 
 def lora(**changes):
@@ -21,22 +15,33 @@ def lora(**changes):
     return LoraConfig(**{**values, **changes})
 
 
+def first_drift(trainer):
+    """The drift of the first batch."""
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model.train(), inputs)
+    return trainer._taken("train").metrics(trainer.accelerator, 1)["str/drift"]
+
+
 def test_auto_chooses_by_adapter_epochs_memory_and_data(make_model, monkeypatch, caplog):
     caplog.set_level("INFO", logger="moorline")
     adapted, whole = get_peft_model(make_model(), lora()), make_model()
-    once, twice = Work(epochs=1.0, no_cache=None), Work(epochs=2.0, no_cache=None)
-    stream = Work(epochs=3.0, no_cache="the data set is a stream")
-    assert decide("auto", adapted, once) == "adapter_off"
+    once, twice = TrainingPlan(epochs=1.0), TrainingPlan(epochs=2.0)
+    stream = TrainingPlan(epochs=3.0, no_cache="the data set is a stream")
+
+    def chosen(model, plan, **given):
+        return choose_reference("auto", model, lambda: plan, **given)
+
+    assert chosen(adapted, once) == "adapter_off"
     assert "the adapter can be switched off" in caplog.messages[-1]
-    assert decide("auto", whole, once) == "frozen_copy"
+    assert chosen(whole, once) == "frozen_copy"
     assert "memory for a copy" in caplog.messages[-1]
-    assert decide("auto", adapted, twice) == decide("auto", whole, twice) == "cached"
+    assert chosen(adapted, twice) == chosen(whole, twice) == "cached"
     assert "instead of one in 2 epochs" in caplog.messages[-1]
-    assert decide("auto", adapted, stream) == "adapter_off"
+    assert chosen(adapted, stream) == "adapter_off"
     assert "no cache: the data set is a stream" in caplog.messages[-1]
-    assert decide("auto", adapted, once, reference_given=True) == "frozen_copy"
+    assert chosen(adapted, once, reference_given=True) == "frozen_copy"
     monkeypatch.setattr("moorline.method.reference._free_bytes", lambda model: 1000)
-    assert decide("auto", whole, once) == "cached"
+    assert chosen(whole, once) == "cached"
     assert "a frozen copy would take" in caplog.messages[-1]
     assert len(caplog.messages) == 7, "one line each"
 
@@ -132,21 +137,21 @@ def test_lora_on_the_head_is_refused_for_a_plain_trainer_too(make_model, tokens,
 
 def test_references_that_do_not_fit_are_refused(make_model):
     with pytest.raises(InputError, match="needs a PEFT adapter, but this is full fine-tuning"):
-        live("adapter_off", make_model())
-    with pytest.raises(InputError, match="give `str_reference_model`, or use 'adapter_off'"):
-        live("frozen_copy", get_peft_model(make_model(), lora()))
+        build_reference("adapter_off", make_model())
+    with pytest.raises(InputError, match="give `reference_model`, or use 'adapter_off'"):
+        build_reference("frozen_copy", get_peft_model(make_model(), lora()))
     with pytest.raises(InputError, match="a reference model was given too"):
-        live("adapter_off", get_peft_model(make_model(), lora()), make_model())
-    with pytest.raises(InputError, match="Unknown `str_reference` 'frozen'.*'frozen_copy'"):
-        decide("frozen", make_model(), Work(1.0, None))
+        build_reference("adapter_off", get_peft_model(make_model(), lora()), make_model())
+    with pytest.raises(InputError, match="Unknown `reference` 'frozen'.*'frozen_copy'"):
+        choose_reference("frozen", make_model(), TrainingPlan)
 
 
 def test_a_base_that_is_trained_beside_its_adapter_is_refused(make_model):
     model = get_peft_model(make_model(), lora())
-    live("adapter_off", model)
+    build_reference("adapter_off", model)
     model.get_base_model().model.norm.weight.requires_grad_(True)
     with pytest.raises(InputError, match=r"model.norm.weight is trained beside the adapter"):
-        live("adapter_off", model)
+        build_reference("adapter_off", model)
 
 
 @pytest.mark.parametrize("kind", ["frozen_copy", "cached"])
@@ -164,10 +169,8 @@ def test_a_given_reference_is_held_to(
             safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
             reference_model=given,
         )  # fmt: skip
-        assert trainer.reference.name == kind
-        inputs = next(iter(trainer.get_train_dataloader()))
-        trainer.compute_loss(trainer.model.train(), inputs)
-        assert trainer._measured("train", divisor=1)["str/drift"] > 1.0
+        assert trainer.regularizer.reference.name == kind
+        assert first_drift(trainer) > 1.0
 
 
 def test_pissa_with_a_given_reference_is_held_to_the_aligned_model(
@@ -178,7 +181,5 @@ def test_pissa_with_a_given_reference_is_held_to_the_aligned_model(
         safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
         peft_config=lora(init_lora_weights="pissa"), reference_model=make_model(),
     )  # fmt: skip
-    inputs = next(iter(trainer.get_train_dataloader()))
-    trainer.compute_loss(trainer.model.train(), inputs)
     # PiSSA splits the weights anew, so the sum is equal but for float32 rounding.
-    assert trainer._measured("train", divisor=1)["str/drift"] < 1e-6
+    assert first_drift(trainer) < 1e-6

@@ -9,7 +9,7 @@ from ..chat.chat_model import ChatModel
 from ..chat.conversation import response_positions
 from ..errors import InputError
 from ..method import capture
-from ..method.positions import places
+from ..method.positions import indices_in_response
 from ..method.reference import Reference
 from ..method.safety_tokens import SafetyTokens
 from .perplexity import labelled, right_padded
@@ -68,7 +68,7 @@ def drift_of(
             before = reference.safety_logits(model, inputs, positions)
         squared = (now - before).square().double().cpu()
         by_token += squared.sum(dim=0)
-        place = places(positions)[positions].cpu() - 1
+        place = indices_in_response(positions)[positions].cpu() - 1
         kept = place < LONGEST
         by_place.index_add_(0, place[kept], squared.mean(dim=1)[kept])
         counts.index_add_(0, place[kept], torch.ones(int(kept.sum())))

@@ -20,13 +20,8 @@ from ..chat.chat_model import ChatModel
 from ..chat.loading import load_chat_model
 from ..errors import InputError, unknown_choice
 from ..method import capture
-from ..method.reference import (
-    AdapterOff,
-    FrozenCopy,
-    adapter_layers,
-    adapters_off,
-    weights_fingerprint,
-)
+from ..method.adapters import adapter_layers, adapters_off, weights_fingerprint
+from ..method.reference import AdapterOff, FrozenCopy
 from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
 from ..provenance import fingerprint, sha256_of, write_json

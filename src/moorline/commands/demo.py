@@ -129,7 +129,7 @@ def demo(
                 settings = {
                     "str_weight": config.str_weight,
                     "str_form": config.str_form,
-                    "reference": trainer.reference.name,
+                    "reference": trainer.regularizer.reference.name,
                 }
             trainer.remove_callback(PrinterCallback)
             trainer.train()

@@ -30,8 +30,8 @@ from transformers import (
 
 from ..chat.loading import check_model_folder, load
 from ..errors import InputError, MoorlineError, PrerequisiteError
+from ..method.adapters import weights_fingerprint
 from ..method.mining import mine_safety_tokens
-from ..method.reference import weights_fingerprint
 from ..method.safety_tokens import SafetyTokens
 from ..provenance import as_json, fingerprint, machine, now, sha256_of, versions
 from ..trainer import STRTrainer, get_peft_config, get_quantization_config
@@ -111,7 +111,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
         fingerprint=known_as,
         dataset=settings.script.dataset_name,
         tokens=tokens_fingerprint(tokens),
-        reference=trainer.reference.name,
+        reference=trainer.regularizer.reference.name,
     )
     return trainer, Run(
         status="running",
@@ -119,7 +119,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
         weights_from=_resolved(lineage.model),
         base=base,
         chain=(*lineage.links, link),
-        reference=trainer.reference.name,
+        reference=trainer.regularizer.reference.name,
         fingerprint=known_as,
         safety_tokens={"num": len(tokens), "strings": list(tokens.strings)},
         settings={},
@@ -142,7 +142,7 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
     try:
         with _in_one_line(None):
             if is_main:
-                trainer.safety_tokens.save(output / TOKENS)
+                trainer.regularizer.tokens.save(output / TOKENS)
                 run.write(output)
             result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
             trainer.save_model(args.output_dir)

@@ -9,7 +9,7 @@ makes one.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,17 +19,21 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..provenance import read_json, sha256_of
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Precisions that a cache can be kept in, by name."""
 
 COLUMN = "str_reference_logits"
-"""What carries z0 in a batch, from the data collator to the constraint."""
+"""What carries z0 in a batch, from the data collator to the regularizer."""
 
 MANIFEST = "cache.json"
 """The file that says what a cache was made from, and which shards it has."""
 
 KEYED = (
-    "input_ids", "labels", "seq_lengths", "position_ids", "completion_mask", "assistant_masks",
+    "input_ids", "attention_mask", "labels", "seq_lengths", "position_ids", "completion_mask",
+    "assistant_masks",
 )  # fmt: skip
 """The columns that a row is known by: what the model reads, and where the responses are."""
 Collate = Callable[[list[Any]], Any]
@@ -37,7 +41,7 @@ Collate = Callable[[list[Any]], Any]
 
 
 def key_of(example: Mapping[str, Any]) -> bytes:
-    """What a row of the prepared data is known by: a hash of its tokens, labels and borders."""
+    """What a prepared row is known by: a hash of its tokens, mask, labels and borders."""
     digest = hashlib.blake2b(digest_size=16)
     for name in KEYED:
         if example.get(name) is not None:
@@ -74,23 +78,23 @@ class Cache:
         return len(self._keys)
 
     def find(self, key: bytes) -> int | None:
-        """The place of a row in the cache; None if it is not there."""
+        """The index of a row in the cache; None if it is not there."""
         wanted = np.array([key], dtype="V16")
-        place = int(np.searchsorted(self._keys, wanted)[0])
-        if place < len(self._keys) and self._keys[place] == wanted[0]:
-            return int(self._order[place])
+        index = int(np.searchsorted(self._keys, wanted)[0])
+        if index < len(self._keys) and self._keys[index] == wanted[0]:
+            return int(self._order[index])
         return None
 
-    def values(self, place: int) -> np.ndarray:
+    def values(self, index: int) -> np.ndarray:
         """The bytes of one row's safety logits."""
-        return np.frombuffer(self._values.column("values")[place].as_buffer(), dtype=np.uint8)
+        return np.frombuffer(self._values.column("values")[index].as_buffer(), dtype=np.uint8)
 
 
 class WithReference:
     """A data collator that adds z0 from caches to what another collator makes of the examples.
 
-    Raises:
-        InputError: If a row is in none of the caches.
+    A batch with a row that is in none of the caches is left without z0: the reference then has to
+    run for it. Some hosts pack lists of rows, which stand one after another in the batch.
     """
 
     def __init__(self, inner: Collate, caches: Sequence[Cache]) -> None:
@@ -98,22 +102,21 @@ class WithReference:
 
     def __call__(self, examples: list[Any]) -> Any:
         """The batch, with z0 of its rows one after another under `COLUMN`."""
-        found = [self._values(key_of(example)) for example in examples]
+        lists = [each if isinstance(each, list) else [each] for each in examples]
+        found = [self._values(key_of(row)) for rows in lists for row in rows]
         batch = self.inner(examples)
         cache = self.caches[0]
-        flat = torch.from_numpy(np.concatenate(found)).view(DTYPES[cache.dtype])
-        batch[COLUMN] = flat.view(-1, cache.num_safety)
+        known = [each for each in found if each is not None]
+        if len(known) == len(found):
+            flat = torch.from_numpy(np.concatenate(known)).view(DTYPES[cache.dtype])
+            batch[COLUMN] = flat.view(-1, cache.num_safety)
         return batch
 
-    def _values(self, key: bytes) -> np.ndarray:
+    def _values(self, key: bytes) -> np.ndarray | None:
         for cache in self.caches:
-            if (place := cache.find(key)) is not None:
-                return cache.values(place)
-        raise InputError(
-            "A row of the data is not in the reference cache: it was not among the data sets given "
-            "to the trainer, or they change from one reading to the next. Give it to the trainer "
-            "too, or use another `str_reference`."
-        )
+            if (index := cache.find(key)) is not None:
+                return cache.values(index)
+        return None
 
 
 class Cached:
@@ -125,9 +128,14 @@ class Cached:
     """
 
     name = "cached"
+    reads_batch = True
+    model = None
 
     def __init__(self, caches: Sequence[Cache]) -> None:
         self.caches = tuple(caches)
+
+    def place(self, accelerator: "Accelerator") -> None:
+        """Nothing: it is on disk."""
 
     def safety_logits(
         self, model: nn.Module, inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
@@ -135,15 +143,17 @@ class Cached:
         """z0 at `positions` of the batch, as its collator read it."""
         if COLUMN not in inputs:
             raise InputError(
-                "The batch has no cached safety logits: `data_collator` was replaced after the "
-                "trainer was built. Give it to the trainer when building it."
+                "The batch has no cached safety logits: a row of it was not among the data sets "
+                "given to the trainer, these change from one reading to the next, or "
+                "`data_collator` was replaced after the trainer was built. Give both to the "
+                "trainer when building it, or use another `reference`."
             )
         found = inputs[COLUMN]
         if len(found) != int(positions.sum()):
             raise InputError(
                 f"The reference cache has {len(found)} positions for a batch of "
                 f"{int(positions.sum())}: the data collator changes rows at random or cuts them. "
-                "Use another `str_reference`."
+                "Use another `reference`."
             )
         return found.to(torch.promote_types(found.dtype, torch.float32))
 

@@ -1,6 +1,6 @@
 """The pass that fills a cache: every row's z0 computed once, before training.
 
-Shards are written whole or not at all; a pass that was killed goes on after its last shard.
+Shards are written whole or not at all; a pass that was killed is resumed after its last shard.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from ..chat.conversation import positions_of_batch
 from ..errors import InputError, PrerequisiteError, unknown_choice
 from ..provenance import fingerprint, now, read_json, sha256_of, write_json
 from .cache import DTYPES, KEYED, MANIFEST, Cache, Collate, check_shard, key_of
-from .positions import Held
+from .positions import PositionRule
 from .reference import Reference
 
 _log = logging.getLogger(__name__)
 
-# What a killed pass loses at most; small enough to be seconds of work on most machines.
+# What a killed pass loses at most; some seconds on most machines.
 _SHARD_BYTES = 1 << 26
 _SHARD_ROWS = 4096
 # What a batch may hold beside: all of it follows from the columns above.
 _FOLLOWS = (
-    "attention_mask", "shift_labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+    "shift_labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
     "max_length_k", "seq_idx",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
     """Where each of them first stands in the data set. Shape `(row,)`, int64."""
 
     num_positions: np.ndarray
-    """How many positions of each are held. Shape `(row,)`, int64."""
+    """How many positions of each count. Shape `(row,)`, int64."""
 
     def bytes(self, num_safety: int, dtype: str) -> int:
         """Size of the safety logits on disk."""
@@ -71,20 +71,20 @@ def why_not(dataset: Any, collate: Collate) -> str | None:
     return f"a batch holds {other[0]!r}, which no row is known by" if other else None
 
 
-def plan(dataset: Any, collate: Collate, held: Held) -> Plan:
+def plan(dataset: Any, collate: Collate, rule: PositionRule) -> Plan:
     """Read the prepared data once and lay out the pass: like lengths together, each row once.
 
     Args:
         dataset: Prepared rows, as the trainer's data loader would see them.
-        collate: The trainer's data collator; what it makes of a row says which positions are held.
-        held: Which response positions are held.
+        collate: The trainer's data collator; what it makes of a row says which positions count.
+        rule: Which response positions count.
     """
     first: dict[bytes, tuple[int, int, int]] = {}
     for index in range(len(dataset)):
         example = dataset[index]
         key = key_of(example)
         if key not in first:
-            positions = held(positions_of_batch(collate([example])))
+            positions = rule(positions_of_batch(collate([example])))
             first[key] = (len(example["input_ids"]), index, int(positions.sum()))
     # Sorted by length, and by key among equals: the same pass, whatever order the data came in.
     order = sorted(first, key=lambda key: (first[key][0], key))
@@ -95,14 +95,14 @@ def plan(dataset: Any, collate: Collate, held: Held) -> Plan:
     )
 
 
-class Pass(NamedTuple):
-    """How to compute what a plan lacks."""
+class CacheJob(NamedTuple):
+    """How to compute what a plan lacks, and this process's share of it."""
 
     reference: Reference
     model: nn.Module
     dataset: Any
     collate: Collate
-    held: Held
+    rule: PositionRule
     num_safety: int
     batch_size: int
     device: torch.device
@@ -112,102 +112,126 @@ class Pass(NamedTuple):
     advance: Callable[[int], Any]
     """Called with the number of rows done since the last call."""
 
+    process: int = 0
+    """Which of several processes this is; each computes its share of the shards."""
+
+    num_processes: int = 1
+    wait: Callable[[], None] = lambda: None
+    """Returns once every process has called it."""
+
 
 def build(
-    folder: str | Path,
-    parts: Mapping[str, str],
-    planned: Plan,
-    work: Pass,
-    dtype: str,
-    *,
-    process: int = 0,
-    num_processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    folder: str | Path, parts: Mapping[str, str], planned: Plan, job: CacheJob, dtype: str
 ) -> Cache:
-    """The cache in a folder: opened if it is there, gone on with if it was begun, or begun.
+    """The cache in a folder: opened if it is there, resumed if it was begun, or begun.
 
     Args:
         folder: Where it is or comes to be. With several processes, one that all of them see.
         parts: What it is made from, by name: weights, data, tokens, ... Anything that differs is
             refused by that name.
         planned: The rows.
-        work: How to compute them.
+        job: How to compute them.
         dtype: A name of `DTYPES`.
-        process: Which of several processes this is; each computes its share of the shards.
-        num_processes: How many there are.
-        wait: Returns once every process has called it.
 
     Raises:
         InputError: If the folder holds a cache of something else, or a damaged file; says which.
         PrerequisiteError: If the disk is full. What was written before stays usable.
     """
     if dtype not in DTYPES:
-        raise unknown_choice("`str_cache_dtype`", dtype, DTYPES)
+        raise unknown_choice("`cache_dtype`", dtype, DTYPES)
     folder = Path(folder)
-    shards = _shards(planned, work.num_safety, dtype)
+    shards = _shards(planned, job.num_safety, dtype)
     manifest = {
         "schema": 1,
         "status": "begun",
         "parts": dict(parts),
         "dtype": dtype,
-        "num_safety": work.num_safety,
+        "num_safety": job.num_safety,
         "num_rows": len(planned.keys),
         "num_positions": int(planned.num_positions.sum()),
-        "bytes": planned.bytes(work.num_safety, dtype),
+        "bytes": planned.bytes(job.num_safety, dtype),
         "at": now(),
     }
-    if process == 0:
+    if job.process == 0:
         _claim(folder, manifest)
-    wait()
+    job.wait()
     if not (folder / MANIFEST).is_file():
         raise PrerequisiteError(
             f"{folder}: the first process began a cache there, and this one does not see it. Set "
-            "`str_cache_dir` to a folder that all processes share."
+            "`cache_dir` to a folder that all processes share."
         )
-    if read_json(folder / MANIFEST, "reference cache").get("status") == "finished":
-        return Cache(folder)
+    if read_json(folder / MANIFEST, "reference cache").get("status") != "finished":
+        _write_missing(folder, manifest, planned, shards, job)
+        job.wait()
+        if job.process == 0:
+            _finish(folder, manifest, shards)
+        job.wait()
+    return Cache(folder)
+
+
+def _write_missing(
+    folder: Path,
+    manifest: dict[str, Any],
+    planned: Plan,
+    shards: Mapping[str, tuple[int, int]],
+    job: CacheJob,
+) -> None:
+    """Compute this process's share of what is not there yet."""
     missing = []
+    belongs = _belongs(manifest)
     for number, (name, span) in enumerate(shards.items()):
         record = folder / f"{name}.json"
         if record.is_file():
-            check_shard(folder / name, read_json(record, "record of a shard"))
-        elif number % num_processes == process:
+            found = read_json(record, "record of a shard")
+            if found.get("belongs") != belongs:
+                raise InputError(
+                    f"{folder / name}: a shard of another cache (`cache_dir`), of other weights, "
+                    "data or settings. Give another folder, or remove this one."
+                )
+            check_shard(folder / name, found)
+        elif number % job.num_processes == job.process:
             missing.append((name, span))
     if missing:
-        _say_cost(folder, manifest, planned, missing, work)
+        _say_cost(folder, manifest, planned, missing, job)
     for name, span in missing:
         try:
-            _write_shard(folder / name, planned, span, work, dtype)
+            _write_shard(folder / name, planned, span, job, manifest)
         except OSError as error:
             raise PrerequisiteError(
                 f"{folder / name}: cannot be written ({error.strerror or error}). The cache needs "
-                f"{manifest['bytes'] / 1e9:.2f} GB; free room, or set `str_cache_dir` or "
-                "`str_cache_dtype`. What is there already stays, and the next run goes on from it."
+                f"{manifest['bytes'] / 1e9:.2f} GB; free room, or set `cache_dir` or "
+                "`cache_dtype`. What is there already stays, and the next run resumes from it."
             ) from error
-    wait()
-    if process == 0:
-        records = {}
-        for name in shards:
-            if not (folder / f"{name}.json").is_file():
-                raise PrerequisiteError(
-                    f"{folder / name}: another process wrote it where this one cannot see it. Set "
-                    "`str_cache_dir` to a folder that all processes share."
-                )
-            records[name] = read_json(folder / f"{name}.json", "record of a shard")
-        errors = [record["rounding"] for record in records.values()]
-        manifest |= {"status": "finished", "at": now(), "shards": records}
-        manifest["rounding"] = {
-            "max_abs": max((each["max_abs"] for each in errors), default=0.0),
-            "mean_square": sum(each["sum_square"] for each in errors)
-            / max(1, manifest["num_positions"] * work.num_safety),
-        }
-        write_json(folder / MANIFEST, manifest)
-        _log.info(
-            "Reference cache finished: %s; kept as %s, rounded by %.2g at most (mean square %.2g).",
-            folder, dtype, manifest["rounding"]["max_abs"], manifest["rounding"]["mean_square"],
-        )  # fmt: skip
-    wait()
-    return Cache(folder)
+
+
+def _belongs(manifest: Mapping[str, Any]) -> str:
+    """A fingerprint of what a shard is made from, which its record carries."""
+    parts = manifest["parts"]
+    return fingerprint([*(f"{key}={parts[key]}" for key in sorted(parts)), manifest["dtype"]])
+
+
+def _finish(folder: Path, manifest: dict[str, Any], shards: Mapping[str, tuple[int, int]]) -> None:
+    """Say in the manifest which shards there are, once all of them are."""
+    records = {}
+    for name in shards:
+        if not (folder / f"{name}.json").is_file():
+            raise PrerequisiteError(
+                f"{folder / name}: another process wrote it where this one cannot see it. Set "
+                "`cache_dir` to a folder that all processes share."
+            )
+        records[name] = read_json(folder / f"{name}.json", "record of a shard")
+    errors = [record["rounding"] for record in records.values()]
+    num_values = max(1, manifest["num_positions"] * manifest["num_safety"])
+    rounding = {
+        "max_abs": max((each["max_abs"] for each in errors), default=0.0),
+        "mean_square": sum(each["sum_square"] for each in errors) / num_values,
+    }
+    finished = {"status": "finished", "at": now(), "shards": records, "rounding": rounding}
+    write_json(folder / MANIFEST, manifest | finished)
+    _log.info(
+        "Reference cache finished: %s; kept as %s, rounded by %.2g at most (mean square %.2g).",
+        folder, manifest["dtype"], rounding["max_abs"], rounding["mean_square"],
+    )  # fmt: skip
 
 
 def _claim(folder: Path, manifest: dict[str, Any]) -> None:
@@ -225,7 +249,7 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
     )
     if differ:
         raise InputError(
-            f"`str_cache_dir` {folder} holds the safety logits of something else (different: "
+            f"`cache_dir` {folder} holds the safety logits of something else (different: "
             f"{', '.join(differ)}). Give another folder, or remove this one."
         )
     if there.get("status") != "finished":
@@ -251,7 +275,7 @@ def _check_room(folder: Path, needed: int) -> None:
     if needed - there > free:
         raise PrerequisiteError(
             f"The reference cache needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB "
-            "are free. Free room, set `str_cache_dir`, or halve it with `str_cache_dtype` float16."
+            "are free. Free room, set `cache_dir`, or halve it with `cache_dtype` float16."
         )
 
 
@@ -260,13 +284,13 @@ def _say_cost(
     manifest: dict[str, Any],
     planned: Plan,
     missing: list[tuple[str, tuple[int, int]]],
-    work: Pass,
+    job: CacheJob,
 ) -> None:
     """Tell what the pass will take, by the time of one batch from its middle."""
     middle = len(planned.rows) // 2
-    chosen = planned.rows[middle : middle + work.batch_size]
+    chosen = planned.rows[middle : middle + job.batch_size]
     began = time.monotonic()
-    _compute([work.dataset[int(each)] for each in chosen], work)
+    _compute([job.dataset[int(each)] for each in chosen], job)
     rows = sum(stop - start for _, (start, stop) in missing)
     seconds = (time.monotonic() - began) * rows / len(chosen)
     _log.warning(
@@ -280,37 +304,40 @@ def _say_cost(
 def _shards(planned: Plan, num_safety: int, dtype: str) -> dict[str, tuple[int, int]]:
     """The spans of rows that make a shard each, by file name: the same for the same plan."""
     size = planned.num_positions * num_safety * DTYPES[dtype].itemsize
-    spans, start, held = [], 0, 0
+    spans, start, total = [], 0, 0
     for index, each in enumerate(size.tolist()):
-        if index > start and (held + each > _SHARD_BYTES or index - start >= _SHARD_ROWS):
+        if index > start and (total + each > _SHARD_BYTES or index - start >= _SHARD_ROWS):
             spans.append((start, index))
-            start, held = index, 0
-        held += each
+            start, total = index, 0
+        total += each
     spans.append((start, len(size)))
     return {
         f"shard-{number:05d}-of-{len(spans):05d}.arrow": span for number, span in enumerate(spans)
     }
 
 
-def _write_shard(path: Path, planned: Plan, span: tuple[int, int], work: Pass, dtype: str) -> None:
+def _write_shard(
+    path: Path, planned: Plan, span: tuple[int, int], job: CacheJob, manifest: Mapping[str, Any]
+) -> None:
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
     features = Features({"key": Value("binary"), "values": Value("large_binary")})
+    dtype = manifest["dtype"]
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     max_abs, sum_square = 0.0, 0.0
     try:
         # A writer of our own stream: what it holds is on the disk before the file gets its name.
         with part.open("wb") as stream:
             writer = ArrowWriter(stream=stream, features=features)
-            for start in range(*span, work.batch_size):
-                indices = range(start, min(start + work.batch_size, span[1]))
-                values = _compute([work.dataset[int(planned.rows[each])] for each in indices], work)
+            for start in range(*span, job.batch_size):
+                indices = range(start, min(start + job.batch_size, span[1]))
+                values = _compute([job.dataset[int(planned.rows[each])] for each in indices], job)
                 kept = values.to(DTYPES[dtype])
                 if not torch.isfinite(kept).all():
                     raise InputError(
                         f"A safety logit of the reference is not finite as {dtype}. Use "
-                        "`str_cache_dtype` float32, and check the model."
+                        "`cache_dtype` float32, and check the model."
                     )
                 rounding = (kept.to(values.dtype) - values).abs().double()
                 max_abs = max(max_abs, rounding.max().item() if rounding.numel() else 0.0)
@@ -319,12 +346,13 @@ def _write_shard(path: Path, planned: Plan, span: tuple[int, int], work: Pass, d
                 for index, rows in zip(indices, kept.split(counts), strict=True):
                     raw = rows.contiguous().view(torch.uint8).numpy().tobytes()
                     writer.write({"key": planned.keys[index].tobytes(), "values": raw})
-                work.advance(len(indices))
+                job.advance(len(indices))
             writer.finalize(close_stream=False)
             stream.flush()
             os.fsync(stream.fileno())
         record = {
             "sha256": sha256_of(part),
+            "belongs": _belongs(manifest),
             "num_rows": span[1] - span[0],
             "rounding": {"max_abs": max_abs, "sum_square": sum_square},
         }
@@ -335,25 +363,25 @@ def _write_shard(path: Path, planned: Plan, span: tuple[int, int], work: Pass, d
         raise
 
 
-def _compute(examples: list[Any], work: Pass) -> Tensor:
+def _compute(examples: list[Any], job: CacheJob) -> Tensor:
     """Safety logits of some rows, one after another, on the CPU. Shape `(position, safety)`."""
     batch = {
-        name: value.to(work.device) if isinstance(value, Tensor) else value
-        for name, value in work.collate(examples).items()
+        name: value.to(job.device) if isinstance(value, Tensor) else value
+        for name, value in job.collate(examples).items()
     }
-    positions = work.held(positions_of_batch(batch))
+    positions = job.rule(positions_of_batch(batch))
     if not positions.any():
-        return torch.zeros(0, work.num_safety)
-    with work.autocast():
-        return work.reference.safety_logits(work.model, batch, positions).cpu()
+        return torch.zeros(0, job.num_safety)
+    with job.autocast():
+        return job.reference.safety_logits(job.model, batch, positions).cpu()
 
 
 def folder_of(root: str | Path | None, parts: Mapping[str, str], dtype: str, role: str) -> Path:
     """Where a cache lies: in the folder that was asked for, or beside the prepared data sets.
 
     Args:
-        root: `str_cache_dir`, or None for a folder of its own for each content in the cache of
-            `datasets`.
+        root: The setting `cache_dir`, or None for a folder of its own for each content in the
+            cache of `datasets`.
         parts: What the cache is made from.
         dtype: Its precision.
         role: Which data set it belongs to ("train", "eval"); names the folder inside `root`.

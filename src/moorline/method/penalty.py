@@ -18,7 +18,7 @@ from ..errors import unknown_choice
 class DriftSum(NamedTuple):
     """A drift added up over positions, with the count that it was added up over.
 
-    The two travel together so that one place, the constraint, divides: by the count over all
+    The two travel together so that one place, the regularizer, divides: by the count over all
     devices and accumulated micro-batches, not by the count of one of them.
     """
 
@@ -33,11 +33,17 @@ class DriftSum(NamedTuple):
     """Largest |z - z0| of any position and safety token; detached, 0 without positions."""
 
 
-def squared_drift(
-    safety_values: Float[Tensor, "position safety"],
-    reference_values: Float[Tensor, "position safety"],
-) -> DriftSum:
-    r"""Squared difference of what is held, logits or log-probabilities of the safety tokens.
+def difference(
+    values: Float[Tensor, "position safety"], reference_values: Float[Tensor, "position safety"]
+) -> Float[Tensor, "position safety"]:
+    """Z - z0 in float32 (float64 for float64 values); the gradient flows to z only."""
+    # bfloat16 carries 8 significant bits: a small difference of large logits would round away.
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.to(dtype) - reference_values.detach().to(dtype)
+
+
+def squared_drift(difference: Float[Tensor, "position safety"]) -> DriftSum:
+    r"""Squared difference of what is compared, logits or log-probabilities of the safety tokens.
 
         drift(t) = mean over v in S of (z(v,t) - z0(v,t))^2
         total    = sum over t of drift(t)
@@ -49,14 +55,12 @@ def squared_drift(
     drift at 0. Log-probabilities have no such hole. For both: any token outside S.
 
     Args:
-        safety_values: z, of the model in training. Shape `(position, safety)`, any float dtype;
-            gradients flow to these only.
-        reference_values: z0, of the frozen aligned model in the same contexts; detached here. Same
-            shape.
+        difference: z - z0, of the model in training and the frozen aligned model in the same
+            contexts. Shape `(position, safety)`, in float32 or wider.
 
     Returns:
-        The sum in float32 (float64 for float64 values), the number of positions, and the largest
-        difference. Without positions the sum is exactly 0 and still attached to the graph.
+        The sum in the dtype given, the number of positions, and the largest difference. Without
+        positions the sum is exactly 0 and still attached to the graph.
 
     Source:
         Safety token regularization: Bach and Tran 2026, arXiv:2604.17210, Eq. 2-3, on logits.
@@ -66,12 +70,9 @@ def squared_drift(
     Example:
         >>> z = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
         >>> z0 = torch.tensor([[1.0, 4.0], [1.0, -1.0]])
-        >>> squared_drift(z, z0)  # (0 + 4) / 2 + (1 + 1) / 2
+        >>> squared_drift(z - z0)  # (0 + 4) / 2 + (1 + 1) / 2
         DriftSum(total=tensor(3.), num_positions=tensor(2), max_abs=tensor(2.))
     """
-    # bfloat16 carries 8 significant bits: a small difference of large logits would round away.
-    dtype = torch.promote_types(safety_values.dtype, torch.float32)
-    difference = safety_values.to(dtype) - reference_values.detach().to(dtype)
     magnitude = difference.detach().abs()
     return DriftSum(
         total=difference.square().mean(dim=-1).sum(),
@@ -81,11 +82,13 @@ def squared_drift(
 
 
 class Form(NamedTuple):
-    """A member of the family: what is held, and how its drift is measured."""
+    """A member of the family: what is compared, and how its drift is measured."""
 
-    drift: Callable[[Tensor, Tensor], DriftSum]
+    drift: Callable[[Tensor], DriftSum]
+    """From z - z0 at each position to the drift."""
+
     normalised: bool
-    """Whether log-probabilities over the whole vocabulary are held, rather than logits."""
+    """Whether z are log-probabilities over the whole vocabulary, rather than logits."""
 
 
 FORMS: dict[str, Form] = {
@@ -102,5 +105,5 @@ def form(name: str) -> Form:
         InputError: If there is none of that name; names the nearest.
     """
     if name not in FORMS:
-        raise unknown_choice("`str_form`", name, FORMS)
+        raise unknown_choice("`form`", name, FORMS)
     return FORMS[name]

@@ -28,11 +28,11 @@ _FIRST = re.compile(r"first:([1-9]\d*)")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Which response positions are held: all of them, or the first few of each response.
+class PositionRule:
+    """Which response positions count: all of them, or the first few of each response.
 
     Example:
-        >>> Held.parse("first:16").first
+        >>> PositionRule.parse("first:16").first
         16
     """
 
@@ -40,7 +40,7 @@ class Held:
     """How many positions of each response, counted from its first token; all if None."""
 
     @classmethod
-    def parse(cls, text: str) -> "Held":
+    def parse(cls, text: str) -> "PositionRule":
         """Read 'all' or 'first:K'.
 
         Raises:
@@ -51,34 +51,36 @@ class Held:
         if found := _FIRST.fullmatch(text):
             return cls(int(found.group(1)))
         raise InputError(
-            f"`str_positions` must be 'all' or 'first:K' with K of 1 or more, got {text!r}."
+            f"`positions` must be 'all' or 'first:K' with K of 1 or more, got {text!r}."
         )
 
     def __call__(self, positions: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
-        """The positions among `positions` that are held.
+        """The positions among `positions` that count.
 
         A response is a stretch of neighbouring response positions; a conversation of several turns
         has several.
 
         Example:
-            >>> Held(1)(torch.tensor([[False, True, True, False, True]])).int()
+            >>> PositionRule(1)(torch.tensor([[False, True, True, False, True]])).int()
             tensor([[0, 1, 0, 0, 1]], dtype=torch.int32)
         """
         if self.first is None:
             return positions
-        return positions & (places(positions) <= self.first)
+        return positions & (indices_in_response(positions) <= self.first)
 
 
-def places(positions: Bool[Tensor, "batch time"]) -> Int64[Tensor, "batch time"]:
-    """How far into its response each response position stands, from 1; 0 elsewhere.
+def indices_in_response(
+    positions: Bool[Tensor, "batch time"],
+) -> Int64[Tensor, "batch time"]:
+    """The index of each response position in its response, from 1; 0 elsewhere.
 
     Example:
-        >>> places(torch.tensor([[False, True, True, False, True]]))
+        >>> indices_in_response(torch.tensor([[False, True, True, False, True]]))
         tensor([[0, 1, 2, 0, 1]])
     """
-    place = torch.arange(1, positions.shape[1] + 1, device=positions.device)
-    # The last place that is no response position, so far: the count of a response starts there.
-    return place - torch.where(positions, 0, place).cummax(dim=1).values
+    index = torch.arange(1, positions.shape[1] + 1, device=positions.device)
+    # The last index so far that is no response position: the count of a response starts there.
+    return index - torch.where(positions, 0, index).cummax(dim=1).values
 
 
 def draw_rows(
@@ -138,10 +140,10 @@ def needed_part(
         return whole, positions
     if _is_padding_free(inputs):
         documents = _documents(inputs, positions)[0]
-        place = torch.arange(time, device=positions.device)
+        index = torch.arange(time, device=positions.device)
         last = torch.full((int(documents.max()) + 1,), -1, device=positions.device)
-        last = last.scatter_reduce(0, documents, torch.where(positions[0], place, -1), "amax")
-        kept = place <= last[documents]
+        last = last.scatter_reduce(0, documents, torch.where(positions[0], index, -1), "amax")
+        kept = index <= last[documents]
         kept[0] |= ~kept.any()
         part = {name: inputs[name][:, kept] if name in along else inputs[name] for name in inputs}
         return part, positions[:, kept]

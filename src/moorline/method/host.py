@@ -1,0 +1,156 @@
+"""What a trainer was given: what does not fit, and its data sets, whose z0 may be kept on disk."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from ..provenance import fingerprint
+from . import adapters, cache, cache_job, capture
+from .positions import PositionRule
+from .reference import TrainingPlan
+from .regularizer import Regularizer
+from .settings import STRSettings
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+def check_host(trainer: "Trainer", settings: STRSettings) -> None:
+    """Refuse what a host would do beside, under which the drift is wrong or missing."""
+    if trainer.args.n_gpu > 1:
+        raise InputError(
+            "Several GPUs are visible to one process, and `nn.DataParallel` hides the model. "
+            "Launch with `accelerate launch` or `torchrun`, or make one GPU visible."
+        )
+    if PositionRule.parse(settings.positions).first is not None and splits_sequences(trainer):
+        raise InputError(
+            f"`positions` {settings.positions!r} is not possible under context or sequence "
+            "parallelism, where no process sees a whole response. Use 'all'."
+        )
+    if trainer.args.neftune_noise_alpha is not None:
+        raise InputError(
+            "`neftune_noise_alpha` puts noise into the model's safety logits and not into those of "
+            "the reference, so the drift would measure the noise. Leave it out."
+        )
+    if trainer.model_init is not None:
+        raise InputError(
+            "`model_init` makes another model when training begins, which nothing was checked on. "
+            "Give `model`."
+        )
+
+
+def training_plan(trainer: "Trainer", settings: STRSettings) -> TrainingPlan:
+    """What is known of a training, to choose a reference by."""
+    rows, args = trainer.train_dataset, trainer.args
+    why = None
+    if rows is None:
+        why = "there is no train_dataset"
+    elif settings.reference_fraction < 1:
+        why = "`reference_fraction` saves the pass of a running reference, and a cache has none"
+    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        why = "under FSDP and DeepSpeed the model is not whole before training"
+    elif splits_sequences(trainer):
+        why = "under context and sequence parallelism no process sees a whole row"
+    elif importlib.util.find_spec("datasets") is None:
+        why = "the package 'datasets' is not installed"
+    else:
+        loaded = [_as_loaded(trainer, each) for each in _data_sets(trainer).values()]
+        why = next(filter(None, (cache_job.why_not(*each) for each in loaded)), None)
+    if why is not None or rows is None:
+        return TrainingPlan(no_cache=why)
+    epochs = float(args.num_train_epochs)
+    if args.max_steps > 0:
+        num_rows = args.max_steps * args.gradient_accumulation_steps
+        num_rows *= args.train_batch_size * args.world_size
+        epochs = num_rows / max(len(rows), 1)  # pyright: ignore[reportArgumentType]
+    return TrainingPlan(epochs=epochs)
+
+
+def splits_sequences(trainer: "Trainer") -> bool:
+    """Whether no process sees a whole row."""
+    return trainer.get_cp_size() * trainer.get_sp_size() > 1
+
+
+def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> None:
+    """Compute z0 of every row the trainer was given where it is not on disk, and read it there."""
+    reference, settings = regularizer.reference, regularizer.settings
+    second = reference.model
+    origin = None if second is None else next(second.parameters()).device
+    source = regularizer.model if second is None else second.to(trainer.args.device)
+    parts = _parts(trainer, regularizer, source)
+    caches = []
+    for role, rows in _data_sets(trainer).items():
+        rows, collate = _as_loaded(trainer, rows)
+        planned = cache_job.plan(rows, collate, regularizer.rule)
+        known = parts | {"data": cache_job.data_fingerprint(planned)}
+        folder = cache_job.folder_of(settings.cache_dir, known, settings.cache_dtype, role)
+        with tqdm(
+            total=len(planned.keys), desc=f"Reference of {role}", unit=" rows", delay=2,
+            disable=trainer.args.disable_tqdm or not trainer.accelerator.is_main_process,
+        ) as bar:  # fmt: skip
+            job = cache_job.CacheJob(
+                reference=reference, model=regularizer.model, dataset=rows, collate=collate,
+                rule=regularizer.rule, num_safety=len(regularizer.tokens),
+                batch_size=trainer.args.per_device_eval_batch_size, device=trainer.args.device,
+                autocast=lambda: trainer.accelerator.autocast(), advance=bar.update,
+                process=trainer.args.process_index, num_processes=trainer.args.world_size,
+                wait=trainer.accelerator.wait_for_everyone,
+            )  # fmt: skip
+            caches.append(cache_job.build(folder, known, planned, job, settings.cache_dtype))
+    if second is not None:
+        second.to(origin)  # whoever gave it may keep it, but not on the device
+    for name in ("data_collator", "eval_data_collator"):  # the second is Axolotl's
+        if (collate := getattr(trainer, name, None)) is not None:
+            setattr(trainer, name, cache.WithReference(collate, caches))
+    regularizer.read_from(cache.Cached(caches))
+
+
+def _parts(trainer: "Trainer", regularizer: Regularizer, source: Any) -> dict[str, str]:
+    """What a cache is made from, by name."""
+    base = capture.base_of(source)
+    kept = adapters.frozen_beneath(source)
+    template = getattr(tokenizer_of(trainer.processing_class), "chat_template", None)
+    return {
+        "weights of the reference": adapters.weights_fingerprint(source, kept),
+        "safety tokens": fingerprint(map(str, regularizer.tokens.ids)),
+        "form": str(regularizer.form.normalised),
+        "positions": regularizer.settings.positions,
+        "dtype of the model": f"{base.dtype}, {trainer.accelerator.mixed_precision}",
+        "attention": str(base.config._attn_implementation),
+        "configuration": _configuration(base.config),
+        "chat template": fingerprint([str(template)]),
+    }
+
+
+def _configuration(config: Any) -> str:
+    """What a model computes beside its weights: positions, windows, scales, norms."""
+    named = ("_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype")
+    kept = {key: value for key, value in config.to_dict().items() if key not in named}
+    return fingerprint([json.dumps(kept, sort_keys=True, default=str)])
+
+
+def _data_sets(trainer: "Trainer") -> dict[str, Any]:
+    """The data sets that the trainer was given, by what they are for."""
+    sets: dict[str, Any] = {"train": trainer.train_dataset}
+    if isinstance(trainer.eval_dataset, Mapping):
+        sets |= {f"eval-{name}": each for name, each in trainer.eval_dataset.items()}
+    elif trainer.eval_dataset is not None:
+        sets["eval"] = trainer.eval_dataset
+    return sets
+
+
+def _as_loaded(trainer: "Trainer", rows: Any) -> tuple[Any, cache.Collate]:
+    """A data set and its collator as the host's data loader has them."""
+    if getattr(rows, "column_names", None) is not None:
+        return trainer._remove_unused_columns(rows), trainer.data_collator
+    return rows, trainer._get_collator_with_removed_columns(trainer.data_collator)
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """The tokenizer inside a processor, the tokenizer itself, or None."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    return tokenizer if hasattr(tokenizer, "get_vocab") else None

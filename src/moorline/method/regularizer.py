@@ -1,0 +1,311 @@
+"""The method without a host: z0 first, then the model's own call is recorded, then their drift."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..chat.conversation import positions_of_batch
+from ..errors import InputError
+from ..provenance import fingerprint
+from . import adapters, capture, penalty
+from .cache import COLUMN, Cached
+from .gradients import GradientNorms
+from .positions import PositionRule, draw_rows, needed_part
+from .reference import Reference, TrainingPlan, build_reference, choose_reference
+from .safety_tokens import SafetyTokens
+from .settings import STRSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
+
+
+def _own_loop() -> TrainingPlan:
+    return TrainingPlan(no_cache="in a loop of one's own nobody knows the data sets beforehand")
+
+
+class Drift:
+    """The drift of one batch, there once the model was called inside `Regularizer.watch`."""
+
+    sum: penalty.DriftSum | None = None
+    """None before, and where the reference is a cache that lacks a row of the batch."""
+
+    gradients: GradientNorms | None = None
+    """Where asked for: norms of the gradients, there after the backward pass."""
+
+
+class Regularizer:
+    """Safety token regularization for a training loop of one's own.
+
+        regularizer = Regularizer(model, tokens)
+        for batch in batches:
+            with regularizer.watch(model, batch) as drift:
+                loss = model(**batch).loss
+            loss = loss + regularizer.weighted(drift, regularizer.num_positions(batch))
+            loss.backward()
+
+    Build it once adapters are on the model and the optimizer is not made yet, before the model is
+    wrapped for several devices. With several batches to a step, divide both losses by the response
+    tokens of the whole step: `sum(regularizer.num_positions(batch) for batch in batches)`.
+
+    What it cannot see: contexts that the training data does not contain. It compares the safety
+    logits where the model is trained, and relies on that to carry over to other prompts.
+
+    Args:
+        model: A causal language model of transformers, with or without adapters.
+        tokens: The safety tokens.
+        settings: Weight, form and reference; defaults apply if None.
+        reference_model: The frozen aligned model, where it is neither the model without its
+            adapter nor the model as it is now; or its path or hub id.
+        tokenizer: Checked against the tokens; not checked if None.
+        plan: What is known of the training, for hosts that know it.
+        aligned: What `capture.probe` said of the model before its adapters; None if not known.
+
+    Raises:
+        InputError: If tokens and model do not fit, an adapter cannot be trained this way, or the
+            architecture fails the probe. Nothing is trained then.
+
+    Source:
+        Bach and Tran 2026, arXiv:2604.17210, Eq. 2-3 and Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: SafetyTokens,
+        settings: STRSettings | None = None,
+        reference_model: nn.Module | str | None = None,
+        *,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        plan: Callable[[], TrainingPlan] = _own_loop,
+        aligned: capture.Probe | None = None,
+    ) -> None:
+        if getattr(capture.base_of(model), "is_distributed_loading_by_transformers", False):
+            raise InputError(
+                "The model was loaded in shards (`distributed_config`), so that there is no whole "
+                "model to compare with. Load it without, and shard it in training "
+                "(`accelerate launch` with FSDP2)."
+            )
+        self.model, self.tokens = model, tokens
+        self.settings = STRSettings() if settings is None else settings
+        self.form = penalty.form(self.settings.form)
+        self.rule = PositionRule.parse(self.settings.positions)
+        self._draws = 0
+        self._check(model, tokenizer)
+        given = reference_model is not None
+        kind = choose_reference(self.settings.reference, model, plan, reference_given=given)
+        running = build_reference(kind, model, reference_model)
+        self.kind = kind
+        """adapter_off, frozen_copy or cached."""
+        self.reference: Reference = running
+        """What gives z0."""
+        self.running: Reference | None = running
+        """What gives z0 of rows that a cache lacks; None if nothing can."""
+        if not given and not adapters.is_adapted(model):
+            capture.warn_if_trained(model)
+        self.install()
+        if running.model is not None:
+            self._check(running.model, None)
+            capture.install(running.model, tokens.tensor(), normalised=self.form.normalised)
+            capture.check_capture(running.model, tokens.tensor())
+        else:
+            adapters.check_same_base(model, tokens.tensor(), aligned)
+
+    def _check(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        size = capture.head_of(model).weight.shape[0]
+        self.tokens.check_fits(vocab_size=size, tokenizer=tokenizer)
+        adapters.check_head(model)
+
+    def install(self) -> None:
+        """Teach the model to return its safety logits, again if something replaced its forward."""
+        ids = self.tokens.tensor()
+        if capture.install(self.model, ids, normalised=self.form.normalised):
+            capture.check_capture(self.model, ids)
+
+    def read_from(self, cached: Cached) -> None:
+        """Take z0 from a cache that this reference filled; let go of a second model."""
+        still_runs = adapters.is_adapted(self.model) and self.reference.model is None
+        if not still_runs or adapters.trained_base_weight(self.model) is not None:
+            self.running = None  # once trained, the model without its adapters is another one
+        self.reference = cached
+
+    def positions(self, batch: Mapping[str, Any]) -> Bool[Tensor, "batch time"]:
+        """The response positions of a batch that count, found in its labels."""
+        return self.rule(positions_of_batch(batch))
+
+    def num_positions(self, batch: Mapping[str, Any]) -> Tensor:
+        """How many response positions of a batch count."""
+        return self.positions(batch).sum()
+
+    @contextlib.contextmanager
+    def watch(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Any],
+        *,
+        seed: int | None = None,
+        gradients: bool = False,
+    ) -> Iterator[Drift]:
+        """Record the model's first call in this block, and before it compute z0 for the same.
+
+        z0 is computed on exactly the arguments that the model is called with, since hosts edit a
+        batch before. A cached z0 is read from the batch.
+
+        Args:
+            model: The model as it is called, wrapped for several devices or not.
+            batch: Its labels say where the responses are.
+            seed: Chance for `reference_fraction`; by default another each time.
+            gradients: Whether to measure norms of the gradients in the backward pass.
+
+        Yields:
+            The drift, there once the block is left.
+
+        Raises:
+            InputError: If the model was not called, or in a way that trains nothing.
+        """
+        drift, all_positions = Drift(), self.positions(batch)
+        reference = self._reference_for(batch)
+        if reference is None:
+            yield drift
+            return
+        positions = self._drawn(batch, all_positions, seed)
+        drift.gradients = GradientNorms() if gradients else None
+        record = _Record(self, reference, batch, positions, drift.gradients)
+        with record.hooks(model), capture.explaining_replaced_forward(self.model):
+            yield drift
+        if record.difference is None:
+            raise InputError(capture.REPLACED)
+        if torch.is_grad_enabled() and not record.difference.requires_grad:
+            raise InputError(
+                "The model was called without a gradient, so the drift would train nothing. Call "
+                "the model with gradients first."
+            )
+        if self.model.training and torch.is_grad_enabled():
+            capture.mark_trained(self.model)
+        found = self.form.drift(record.difference)
+        if positions is not all_positions:
+            scaled = found.total / self.settings.reference_fraction
+            found = found._replace(total=scaled, num_positions=all_positions.sum())
+        drift.sum = found
+
+    def weighted(self, drift: Drift, num_items: Tensor | int | None = None) -> Float[Tensor, ""]:
+        """What is added to the loss: weight * drift, per response token.
+
+        Args:
+            drift: What `watch` yielded.
+            num_items: Response tokens of the whole step, over all its batches; those of this batch
+                if None. With `positions` 'first:K' the positions that count (`num_positions`).
+
+        Raises:
+            InputError: If the model was not called inside `watch`.
+        """
+        if drift.sum is None:
+            raise InputError("There is no drift yet: call the model inside `watch` first.")
+        total = drift.sum.total
+        num_items = drift.sum.num_positions if num_items is None else num_items
+        divisor = torch.as_tensor(num_items, device=total.device).clamp(min=1)
+        return self.settings.weight * total / divisor
+
+    def _reference_for(self, batch: Mapping[str, Any]) -> Reference | None:
+        """What gives z0 of a batch; None where nothing can, which training refuses."""
+        if not self.reference.reads_batch or COLUMN in batch:
+            return self.reference
+        if self.running is None and self.model.training:
+            return self.reference  # which says what is missing
+        if self.running is None:
+            _log.warning(
+                "Rows of this evaluation are not in the reference cache, so their drift is not "
+                "measured and their loss is the task's alone. Give them to the trainer as "
+                "`eval_dataset`, or use another `reference`."
+            )
+        return self.running
+
+    def _drawn(self, batch: Mapping[str, Any], positions: Tensor, seed: int | None) -> Tensor:
+        """The positions to measure on: all that count, or those of rows drawn at random."""
+        fraction = self.settings.reference_fraction
+        if fraction == 1 or not self.model.training:
+            return positions
+        self._draws += 1
+        seed = int(fingerprint([str(self._draws)])[:15], 16) if seed is None else seed
+        return draw_rows(batch, positions, fraction, torch.Generator().manual_seed(seed))
+
+    def reference_values(
+        self, reference: Reference, model: nn.Module, inputs: Mapping[str, Any], positions: Tensor
+    ) -> Tensor:
+        """z0 at `positions`, from no more of the batch than they need."""
+        partial = self.rule.first is not None or self.settings.reference_fraction < 1
+        if not reference.reads_batch:
+            inputs = capture.backbone_arguments(inputs)
+            if partial:
+                inputs, positions = needed_part(inputs, positions)
+        return reference.safety_logits(model, inputs, positions)
+
+
+class _Record:
+    """Hooks, and not a stand-in for the model: a host that inspects the model sees the model."""
+
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        reference: Reference,
+        batch: Mapping[str, Any],
+        positions: Tensor,
+        gradients: GradientNorms | None,
+    ) -> None:
+        self.regularizer, self.reference = regularizer, reference
+        self.batch, self.positions, self.gradients = batch, positions, gradients
+        self.is_asked, self.is_recorded = False, False
+        self.difference: Tensor | None = None
+
+    @contextlib.contextmanager
+    def hooks(self, model: nn.Module) -> Iterator[None]:
+        # First of all hooks: FSDP gathers weights in its own, and the reference calls the model.
+        asking = model.register_forward_pre_hook(self._ask, with_kwargs=True, prepend=True)
+        keeping = model.register_forward_hook(self._keep)
+        try:
+            yield
+        finally:
+            asking.remove()
+            keeping.remove()
+
+    def _ask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.is_asked:  # the reference's own call, or a later one of the host
+            return None
+        self.is_asked = True
+        _check_call(args, kwargs, self.positions)
+        # Before the model's own pass: its activations are not in memory yet, and the adapters are
+        # on again when checkpointed layers are recomputed in the backward pass.
+        inputs = self.batch if self.reference.reads_batch else kwargs
+        z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
+        self.is_recorded = True
+        exchange = capture.Exchange(z0, self.gradients)
+        asked = {"safety_positions": self.positions, "safety_exchange": exchange}
+        return args, {**kwargs, **asked}
+
+    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if not self.is_recorded or self.difference is not None:
+            return None
+        own, self.difference = capture.take_difference(output)
+        return own
+
+
+def _check_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: Tensor) -> None:
+    if args:
+        raise InputError(
+            "The model was called with positional arguments, so the reference cannot be called the "
+            "same way. Call it as `model(**batch)`."
+        )
+    ids = kwargs.get("input_ids")
+    pruned = isinstance(ids, Tensor) and ids.shape[:2] != positions.shape
+    kept = kwargs.get("logits_to_keep", kwargs.get("num_logits_to_keep"))
+    if pruned or isinstance(kept, Tensor) or kept:
+        raise InputError(
+            "The host computes logits for a part of the sequence only (`logits_to_keep`), so "
+            "labels and positions do not fit. Switch that off."
+        )
