@@ -93,7 +93,11 @@ def test_no_token_ranks_before_those_that_lead_to_it(aligned):
     tokens = mine_safety_tokens(*aligned)
     rank = {string: index for index, string in enumerate(tokens.strings)}
     assert tokens.strings[0] == "I"
-    chains = [("I", "'m", " sorry", " but"), ("I", " cannot", " help", " with"), ("My", " apologies")]
+    chains = [
+        ("I", "'m", " sorry", " but"),
+        ("I", " cannot", " help", " with"),
+        ("My", " apologies"),
+    ]
     for chain in chains:
         assert [rank[each] for each in chain] == sorted(rank[each] for each in chain)
     few = mine_safety_tokens(*aligned, max_tokens=8)
@@ -108,7 +112,7 @@ class Parrot(torch.nn.Module):
         super().__init__()
         self.inner, self.config, self.dtype = model, model.config, torch.float32
         self.end = tokenizer("<|assistant|>", add_special_tokens=False).input_ids[-1]
-        self.said = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        self.said = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         self.generation_config = model.generation_config
 
     def get_input_embeddings(self):

@@ -43,7 +43,7 @@ def answer_nats(
     Args:
         chat: The model.
         prompts: Prompts with their answers.
-        batch_size: Answers per forward pass at most, 1 or more.
+        batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done since the last call.
 
     Returns:
@@ -67,7 +67,9 @@ def _tree(chat: ChatModel, context: list[int], answers: list[list[int]]) -> _Nat
     """Nats of answers that are read as one tree, after a prompt that is its trunk."""
     # The last token of an answer predicts nothing. An empty beginning is the end of the prompt.
     begins = {tuple(answer[:size]) for answer in answers for size in range(len(answer))}
-    nodes = {begin: number for number, begin in enumerate(sorted(begins, key=lambda b: (len(b), b)))}
+    nodes = {
+        begin: number for number, begin in enumerate(sorted(begins, key=lambda b: (len(b), b)))
+    }
     trunk, size = len(context), len(context) + len(nodes) - 1
     sees = torch.ones(size, size, dtype=torch.bool).tril()
     sees[trunk:, trunk:] = False
