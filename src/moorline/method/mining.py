@@ -84,10 +84,8 @@ def mine_safety_tokens(
 ) -> SafetyTokens:
     """Find the tokens by which an aligned model refuses, from rejection templates.
 
-    How they are chosen and ranked: see the top of this module.
-
-    What it cannot see: refusals in words that no template has, such as other apostrophes; languages
-    other than that of the templates; a word of the user's task that also refuses.
+    How they are chosen and ranked: see the top of this module. What it cannot see: refusals in
+    words, apostrophes or languages that no template has; a word of the user's task that refuses.
 
     Args:
         model: The aligned model, before any fine-tuning.
@@ -97,8 +95,7 @@ def mine_safety_tokens(
         prompts: Requests that the model refuses.
         harmless_prompts: Requests that the model answers; none switches that filter off.
         min_score: Value of in_place below which a token is dropped, 0 to 1.
-        min_mass: Probability of beginning as a template does, below which the model does not
-            refuse, 0 to 1.
+        min_mass: Probability of beginning as a template does that is needed, 0 to 1.
         batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done, harmful and harmless, and of all.
 
