@@ -181,7 +181,6 @@ def measure(preset: str, path: Path | None) -> None:
         })  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
     lengths = [len(tokenizer(each).input_ids) for each in REJECTION_TEMPLATES]
-    print(len(mining_context(tokenizer)), sum(lengths))
     found = {
         "schema": 1, "preset": preset, "at": now(), "versions": versions(),
         "machine": {**machine(), "threads": torch.get_num_threads()}, "model": asdict(shape),

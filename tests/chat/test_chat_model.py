@@ -1,4 +1,4 @@
-"""A chat model leaves the model as it found it, and reads answers up to their end and no further."""
+"""A chat model leaves the model as it found it, and reads answers up to their end only."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_every_end_that_the_model_names_ends_an_answer(chat, tokenizer):
 BENDING = {
     "num_beams": 3, "no_repeat_ngram_size": 1, "repetition_penalty": 5.0, "min_new_tokens": 7,
     "max_length": 1, "do_sample": True, "temperature": 9.0, "top_k": 3, "min_p": 0.9,
-    "exponential_decay_length_penalty": (1, 9.0), "forced_eos_token_id": 7, "num_return_sequences": 1,
+    "exponential_decay_length_penalty": (1, 9.0), "forced_eos_token_id": 7,
 }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ class Parrot(torch.nn.Module):
         super().__init__()
         self.inner, self.config, self.dtype = model, model.config, torch.float32
         self.end = tokenizer("<|assistant|>", add_special_tokens=False).input_ids[-1]
-        self.said = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        self.said = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         self.generation_config = model.generation_config
 
     def get_input_embeddings(self):

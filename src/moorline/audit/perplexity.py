@@ -66,7 +66,7 @@ def perplexity(
         chat: The model, with or without an adapter; for rows of `messages` its tokenizer has a chat
             template.
         rows: Held-out rows, each with `messages`, with `prompt` and `completion`, or with `text`.
-        batch_size: Rows per forward pass, 1 or more.
+        batch_size: Rows in one forward call, 1 or more.
         max_length: Tokens of a row after which the rest is left out, as in training; None for all.
         seed: Seed of the interval's bootstrap over rows.
         progress: Called with the number of rows done since the last call.
@@ -162,13 +162,13 @@ def right_padded(
     """
     shape = len(batch), max(len(ids) for ids, _ in batch)
     ids = torch.zeros(shape, dtype=torch.int64)
-    seen = torch.zeros_like(ids)
+    mask = torch.zeros_like(ids)
     labels = torch.full(shape, IGNORED_LABEL)
     for row, (of_row, labels_of_row) in enumerate(batch):
         ids[row, : len(of_row)] = torch.tensor(of_row)
-        seen[row, : len(of_row)] = 1
+        mask[row, : len(of_row)] = 1
         labels[row, : len(of_row)] = torch.tensor(labels_of_row)
-    return ids, seen, labels
+    return ids, mask, labels
 
 
 def _nats(chat: ChatModel, batch: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:

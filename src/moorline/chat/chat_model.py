@@ -100,7 +100,7 @@ class ChatModel:
     @property
     def context_length(self) -> int | None:
         """How many tokens prompt and answer may have together; None if the model does not say."""
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         return getattr(text, "max_position_embeddings", None)
 

@@ -20,7 +20,7 @@ QUANTIZATIONS = ("4bit", "8bit")
 
 
 def check_model_folder(name: str) -> None:
-    """Refuse a local model folder that lacks what a model needs; hub ids pass.
+    """Refuse a local model folder that lacks what a model needs; hub ids are left alone.
 
     Raises:
         InputError: If the folder is missing, or has no configuration or no weights.
@@ -68,7 +68,7 @@ def _cannot_load(name: str, error: Exception) -> InputError | PrerequisiteError:
         return InputError(f"{name}: {what} ({reason}). Download or save this folder again.")
     if "/" not in name or folder.parent.is_dir():
         return InputError(
-            f"{name}: no such folder here, and {name!r} is not on the hub as far as can be seen "
+            f"{name}: no such folder here, and {name!r} is not on the hub, as far as can be told "
             f"({reason}). Check the path, or give a hub id such as 'org/name'."
         )
     return PrerequisiteError(

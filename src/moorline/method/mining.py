@@ -1,4 +1,32 @@
-"""Find safety tokens: the vocabulary entries by which an aligned model refuses."""
+"""Find safety tokens: the vocabulary entries by which an aligned model refuses.
+
+Every template is put after every prompt as the model's answer, in the model's own chat template,
+and the model is asked how likely it finds each token there:
+
+    in_place(v) = max over templates r and i with r_i = v of
+                  mean over prompts x of  p(r_i | x, r_1 .. r_{i-1})
+    score(v)    = the same, of  p(r_1 .. r_i | x)
+
+A token is kept if in_place(v) is at least `min_score`. Dropped are special tokens, and tokens that
+carry nothing: those without a letter or digit, and those that the model uses in its answers to
+harmless prompts, unless they open a template (" for", " the", " to" go; "I" and "Sorry" stay). To
+hold such a word would cost the task and keep nothing. The rest are ranked by score, so `max_tokens`
+cuts off what the model hardly ever says, and no token ranks before those that lead to it. A
+function word that no harmless answer uses is kept: nothing shows that the task needs it.
+
+Inside a refusal even a model that never refuses finds the next word likely, and helpful answers
+begin with "I" too. So the model must, in the mean over prompts, begin with the first two words of
+some template (three tokens at least) with probability `min_mass`; otherwise it is refused.
+
+Probabilities are computed in float32 from the logits of the model, which have its own dtype. Loaded
+in another dtype a model may use a word in a harmless answer or not, so the set can differ by a word
+or two at the edge; `mined` records the dtype.
+
+Source:
+    Salient tokens of rejection templates: Bach and Tran 2026, arXiv:2604.17210, abstract. How the
+    paper ranks them is not known to us; the score is ours. That the first tokens of an answer
+    decide whether it refuses: Qi et al. 2024, arXiv:2406.05946.
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -56,31 +84,8 @@ def mine_safety_tokens(
 ) -> SafetyTokens:
     """Find the tokens by which an aligned model refuses, from rejection templates.
 
-    Every template is put after every prompt as the model's answer, in the model's own chat
-    template, and the model is asked how likely it finds each token there:
-
-        in_place(v) = max over templates r and i with r_i = v of
-                      mean over prompts x of  p(r_i | x, r_1 .. r_{i-1})
-        score(v)    = the same, of  p(r_1 .. r_i | x)
-
-    A token is kept if in_place(v) is at least `min_score`. Dropped are special tokens, and tokens
-    that carry nothing: those without a letter or digit, and those that the model uses in its
-    answers to `harmless_prompts`, unless they open a template (" for", " the", " to" go; "I" and
-    "Sorry" stay). To hold such a word would cost the task and keep nothing. The rest are ranked by
-    score, so `max_tokens` cuts off what the model hardly ever says: no token ranks before those
-    that lead to it. A function word that no harmless answer uses is kept, since nothing shows that
-    the task needs it.
-
-    Inside a refusal even a model that never refuses finds the next word likely, and helpful answers
-    begin with "I" too. So the model must, in the mean over prompts, begin with the first two words
-    of some template with probability `min_mass` at least; otherwise it is refused.
-
-    Probabilities are computed in float32 from the logits of the model, as they are in its dtype.
-    Loaded in another dtype, a model may use a word in a harmless answer or not, so the set can
-    differ by a word at the edge; `mined` records the dtype.
-
-    What it cannot see: refusals in words that no template has, such as other apostrophes; languages
-    other than that of the templates; a word of the user's task that also refuses.
+    How they are chosen and ranked: see the top of this module. What it cannot see: refusals in
+    words, apostrophes or languages that no template has; a word of the user's task that refuses.
 
     Args:
         model: The aligned model, before any fine-tuning.
@@ -89,10 +94,9 @@ def mine_safety_tokens(
         templates: Rejection templates.
         prompts: Requests that the model refuses.
         harmless_prompts: Requests that the model answers; none switches that filter off.
-        min_score: Probability in place below which a token is dropped, 0 to 1.
-        min_mass: Probability of beginning as a template does, below which the model does not
-            refuse, 0 to 1.
-        batch_size: Answers per forward pass at most, 1 or more.
+        min_score: Value of in_place below which a token is dropped, 0 to 1.
+        min_mass: Probability of beginning as a template does that is needed, 0 to 1.
+        batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done, harmful and harmless, and of all.
 
     Returns:
@@ -101,11 +105,6 @@ def mine_safety_tokens(
     Raises:
         InputError: If the tokenizer has no chat template, an argument is out of range, or the model
             does not refuse in these words, or not at all.
-
-    Source:
-        Salient tokens of rejection templates: Bach and Tran 2026, arXiv:2604.17210, abstract. How
-        the paper ranks them is not known to us; the score is ours. That refusals are decided by the
-        first tokens of an answer: Qi et al. 2024, arXiv:2406.05946.
     """
     check_sizes(max_tokens=max_tokens, batch_size=batch_size)
     if not templates or not prompts:
@@ -113,11 +112,7 @@ def mine_safety_tokens(
     chat = ChatModel(model, tokenizer)
     tell = _counter(len(prompts) + len(harmless_prompts), progress)
     reading = _read(chat, prompts, templates, batch_size, tell)
-    lengths = [
-        [opening_length(tokenizer, *pair) for pair in zip(templates, each.answers, strict=True)]
-        for each in reading.asked
-    ]
-    opening_mass = _mass(reading, lengths)
+    opening_mass = _mass(reading, _opening_lengths(tokenizer, reading, templates))
     if opening_mass < min_mass:
         raise InputError(
             f"After {len(prompts)} harmful prompts this model begins as one of {len(templates)} "
@@ -129,16 +124,21 @@ def mine_safety_tokens(
     unfit = set(tokenizer.all_special_ids)
     unfit |= _used(chat, harmless_prompts, batch_size, tell) - openers
     found = _by_token(tokenizer, reading, unfit)
-    ranked = sorted(
-        (token for token, each in found.items() if each.in_place >= min_score),
-        key=lambda token: (-found[token].score, token),
-    )
-    if not ranked:
-        raise InputError(
-            f"No token of {len(templates)} rejection templates reaches `min_score` ({min_score}) "
-            "and is no word of harmless answers. Lower `min_score`, or give other `templates`."
-        )
-    kept = ranked[:max_tokens]
+    kept = _ranked(found, min_score)[:max_tokens]
+    mined = {
+        "method": "template_probability",
+        "model": str(base_of(model).config._name_or_path),
+        "dtype": str(base_of(model).dtype).removeprefix("torch."),
+        "max_tokens": max_tokens,
+        "min_score": min_score,
+        "refusal_mass": round(_mass(reading, [[1] * len(templates)] * len(prompts)), 6),
+        "opening_mass": round(opening_mass, 6),
+        "num_prompts": len(prompts),
+        "num_harmless_prompts": len(harmless_prompts),
+        "num_candidates": len(found),
+        "versions": versions(),
+        "at": now(),
+    }
     return SafetyTokens(
         ids=tuple(kept),
         strings=tuple(str(tokenizer.decode([token])) for token in kept),
@@ -146,21 +146,28 @@ def mine_safety_tokens(
         vocab_size=head_of(model).weight.shape[0],
         templates=tuple(templates),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        mined={
-            "method": "template_probability",
-            "model": str(base_of(model).config._name_or_path),
-            "dtype": str(base_of(model).dtype).removeprefix("torch."),
-            "max_tokens": max_tokens,
-            "min_score": min_score,
-            "refusal_mass": round(_mass(reading, [[1] * len(templates)] * len(prompts)), 6),
-            "opening_mass": round(opening_mass, 6),
-            "num_prompts": len(prompts),
-            "num_harmless_prompts": len(harmless_prompts),
-            "num_candidates": len(found),
-            "versions": versions(),
-            "at": now(),
-        },
+        mined=mined,
     )
+
+
+def _opening_lengths(
+    tokenizer: Any, reading: _Reading, templates: Sequence[str]
+) -> list[list[int]]:
+    return [
+        [opening_length(tokenizer, *pair) for pair in zip(templates, each.answers, strict=True)]
+        for each in reading.asked
+    ]
+
+
+def _ranked(found: dict[int, _Found], min_score: float) -> list[int]:
+    """The tokens that are likely enough, best first."""
+    likely = [token for token, each in found.items() if each.in_place >= min_score]
+    if not likely:
+        raise InputError(
+            f"No token of the rejection templates reaches `min_score` ({min_score}) and is no word "
+            "of harmless answers. Lower `min_score`, or give other `templates`."
+        )
+    return sorted(likely, key=lambda token: (-found[token].score, token))
 
 
 def _counter(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:

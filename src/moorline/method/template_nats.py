@@ -43,7 +43,7 @@ def answer_nats(
     Args:
         chat: The model.
         prompts: Prompts with their answers.
-        batch_size: Answers per forward pass at most, 1 or more.
+        batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done since the last call.
 
     Returns:

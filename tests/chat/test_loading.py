@@ -1,0 +1,116 @@
+"""Loading says what is wrong with a name, a file or a machine, in one line."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import lora
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from moorline.chat.loading import load, load_chat_model
+from moorline.errors import InputError, PrerequisiteError
+
+
+def test_a_model_is_read_with_its_tokenizer_in_float32_on_a_cpu(model_folder):
+    chat = load_chat_model(str(model_folder))
+    assert chat.name == str(model_folder)
+    assert chat.tokenizer.chat_template
+    if not torch.cuda.is_available():
+        assert chat.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_dtype_that_is_asked_for_is_had(model_folder, dtype):
+    assert load_chat_model(str(model_folder), dtype=dtype).model.dtype == getattr(torch, dtype)
+
+
+def test_auto_is_the_dtype_of_the_file(make_model, tokenizer, tmp_path):
+    make_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_chat_model(str(tmp_path), dtype="auto").model.dtype == torch.bfloat16
+
+
+def test_an_adapter_is_put_on_with_its_own_tokenizer(model_folder, tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    adapted = get_peft_model(model, lora(init_lora_weights=False)).eval()
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    plain = load_chat_model(str(model_folder))
+    rows = [plain.render("w1 w2")]
+    found = load_chat_model(str(model_folder), adapter=folder)
+    assert not torch.allclose(plain.next_token_nats(rows), found.next_token_nats(rows), atol=1e-2)
+    with torch.no_grad():
+        expected = adapted(torch.tensor(rows)).logits[:, -1].log_softmax(-1)
+    assert torch.allclose(found.next_token_nats(rows), expected, atol=1e-5)
+    assert found.tokenizer.chat_template == plain.tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("another {{ messages[0]['content'] }}")
+    own = load_chat_model(str(model_folder), adapter=folder)
+    assert own.tokenizer.chat_template.startswith("another")
+    given = load_chat_model(str(model_folder), adapter=folder, tokenizer=model_folder)
+    assert given.tokenizer.chat_template == plain.tokenizer.chat_template
+    with pytest.raises(InputError, match=r"no adapter_config\.json"):
+        load_chat_model(str(model_folder), adapter=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my-modle", "{here}/typo"])
+def test_a_mistyped_local_name_is_said_to_be_no_folder(tmp_path, monkeypatch, name):
+    """It was taken for a hub id, and the user was told to log in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    name = name.format(here="models")
+    with pytest.raises(InputError, match="no such folder here") as told:
+        load_chat_model(name)
+    assert "hf auth login" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_hub_id_that_cannot_be_read_names_the_login():
+    with pytest.raises(PrerequisiteError, match=r"nobody/nothing: cannot be loaded.*hf auth login"):
+        load_chat_model("nobody/nothing")
+
+
+@pytest.mark.parametrize("damage", ["cut", "no header"])
+def test_damaged_weights_are_named(model_folder, tmp_path, damage):
+    """A cut file of weights ended in a traceback that did not name it."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(model_folder, folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000] if damage == "cut" else b"not weights at all")
+    with pytest.raises(InputError, match=r"damaged weights in .*model\.safetensors"):
+        load_chat_model(str(folder))
+
+
+def test_a_missing_package_is_named(model_folder):
+    class Needs:
+        @staticmethod
+        def from_pretrained(name):
+            raise ImportError(f"{name} needs flash_attn.\nMore lines")
+
+    with pytest.raises(PrerequisiteError, match=r"not installed \(.*flash_attn\)\. Install it\.$"):
+        load(Needs, str(model_folder))
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantization_without_bitsandbytes_is_one_line(model_folder, monkeypatch, quantization):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    with pytest.raises(PrerequisiteError, match="needs the package bitsandbytes"):
+        load_chat_model(str(model_folder), quantization=quantization)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"dtype": "bf16"}, r"Unknown dtype 'bf16'\. Known: 'auto', 'bfloat16'"),
+        ({"quantization": "4 bit"}, r"Unknown quantization '4 bit'.*Did you mean '4bit'"),
+    ],
+)
+def test_unknown_words_are_refused_before_anything_is_read(model_folder, values, words):
+    with pytest.raises(InputError, match=words):
+        load_chat_model(str(model_folder), **values)

@@ -1,0 +1,38 @@
+"""The command `mine`: refuses before it loads, tells what it does, writes over nothing else."""
+
+import pytest
+from helpers import refused, runner
+
+from moorline import SafetyTokens, embedded
+from moorline.commands.cli import app
+
+
+def mine(*words):
+    return runner.invoke(app, ["mine", embedded.aligned_path(), *map(str, words)])
+
+
+def test_it_says_at_once_what_it_does_and_writes_the_file(tmp_path):
+    path = tmp_path / "tokens.json"
+    for _ in range(2):  # over its own file the second time
+        result = mine("--output", path, "--max-tokens", 8)
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr.startswith("Mining the safety tokens of ")
+        assert "28/28" in result.stderr
+        assert len(SafetyTokens.load(path)) == 8
+
+
+@pytest.mark.parametrize("num", [0, -3])
+def test_a_number_of_tokens_below_one_is_refused(tmp_path, num):
+    """0 gave the default."""
+    result = mine("--output", tmp_path / "tokens.json", "--max-tokens", num)
+    refused(result, f"`max_tokens` must be 1 or more, got {num}")
+    assert not (tmp_path / "tokens.json").exists()
+
+
+def test_no_other_file_is_written_over(tmp_path):
+    """Any file was."""
+    path = tmp_path / "notes.json"
+    path.write_text('{"schema": 1, "notes": "mine"}')
+    refused(mine("--output", path), "is there and is no safety-token file")
+    assert "notes" in path.read_text()
+    refused(mine("--output", tmp_path), "a file cannot be written there")
