@@ -282,7 +282,7 @@ class STRTrainer(STRMixin, SFTTrainer):
         prepared = super()._prepare_dataset(
             dataset, processing_class, args, packing, formatting_func, dataset_name
         )
-        if isinstance(dataset, Dataset) and args.max_length is not None:
+        if isinstance(dataset, Dataset) and isinstance(prepared, Dataset):
             _tell_of_cut_rows(dataset, prepared, args, packing, dataset_name)
         return prepared
 
@@ -294,6 +294,7 @@ class STRTrainer(STRMixin, SFTTrainer):
         if base and self.is_world_process_zero() and card.is_file():
             text = card.read_text(encoding="utf-8")
             named = text.replace("[None](https://huggingface.co/None)", f"`{base}`")
+            named = named.replace('model="None"', f'model="{self.args.output_dir}"')
             card.write_text(named, encoding="utf-8")
 
 
@@ -388,6 +389,8 @@ def _tell_of_cut_rows(
     Raises:
         InputError: If it cuts off every response.
     """
+    if args.max_length is None:
+        return
     lengths = pyarrow.compute.list_value_length(whole.with_format("arrow")["input_ids"])  # pyright: ignore
     longest = pyarrow.compute.max(lengths).as_py()  # pyright: ignore[reportAttributeAccessIssue]
     if not longest or longest <= args.max_length:

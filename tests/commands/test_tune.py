@@ -363,6 +363,18 @@ def test_a_package_that_is_missing_is_said_in_one_line(flag, value, words, flags
     refused(tune({**flags, flag: value}), words)
 
 
+def test_a_cache_that_cannot_be_written_is_said_in_one_line(flags):
+    given = {**flags, "str_reference": "cached", "str_cache_dir": "/proc/nowhere"}
+    refused(tune(given), "A file cannot be written", "/proc/nowhere")
+
+
+def test_the_first_and_the_last_step_are_in_the_log(flags, tmp_path):
+    """A short run had no last figure, so that nobody saw whether the task was learned."""
+    assert tune({**flags, "logging_steps": 10, "max_steps": 3}).exit_code == 0
+    log = json.loads((tmp_path / "run" / "run.json").read_text())["log"]
+    assert [entry["step"] for entry in log if "ce_loss" in entry] == [1, 3]
+
+
 def test_an_output_that_is_a_file_is_refused(flags, tmp_path):
     (tmp_path / "file").write_text("")
     refused(tune({**flags, "output_dir": tmp_path / "file"}), "is a file")

@@ -60,7 +60,8 @@ def tune(arguments: Sequence[str]) -> Run:
         InputError: For anything that the user can put right, before training where it can be seen.
         PrerequisiteError: If the model or data cannot be fetched, or a package is missing.
     """
-    settings = parse(arguments)
+    with _quiet():
+        settings = parse(arguments)
     training, output = settings.training, Path(settings.training.output_dir)
     lineage = lineage_of(settings.model.model_name_or_path)
     check_model_folder(lineage.model)
@@ -259,6 +260,8 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.update(state.global_step - self._bar.n)
+        if state.global_step in (1, state.max_steps):  # for the first and last figures of the run
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self._bar is not None and logs and "ce_loss" in logs:
@@ -269,16 +272,22 @@ class _Progress(TrainerCallback):
         self._bar.close()
 
 
+_UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+)  # fmt: skip
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What happens is said here; the libraries' own bars and news are off meanwhile."""
     verbosity, bars = transformers.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    trl = logging.getLogger("trl")
-    level = trl.level
+    loggers = [logging.getLogger(name) for name in ("trl", "moorline.method.cache_job")]
+    levels = [each.level for each in loggers]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    trl.setLevel(logging.ERROR)
+    for each in loggers:
+        each.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -287,7 +296,8 @@ def _quiet() -> Iterator[None]:
             )
             yield
     finally:
-        trl.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
         if not bars:
@@ -319,7 +329,7 @@ def _in_one_line(model: str | None) -> Iterator[None]:
     except ValueError as error:  # how trl and peft say that settings contradict each other
         raise InputError(f"The settings do not fit each other: {error}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in _UNWRITABLE:
             raise _disk(error) from error
         raise
     except RuntimeError as error:

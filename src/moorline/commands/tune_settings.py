@@ -113,7 +113,8 @@ def parse(arguments: Sequence[str]) -> Settings:
             raise _unknown("flag", word.split("=")[0], [f"--{name}" for name in known])
     if rest:
         fail(f"unexpected {rest[0]!r}")
-    settings = Settings(*parsed, frozenset(given))  # pyright: ignore[reportArgumentType]
+    script, training, model, mixture = parsed
+    settings = Settings(script, training, model, mixture, frozenset(given))
     _check(settings)
     return settings
 
