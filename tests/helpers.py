@@ -10,10 +10,16 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Trainer
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 from typer.testing import CliRunner
 
-from moorline import STRConfig, STRMixin, STRTrainer
+from moorline import STRConfig, STRMixin, STRSettings, STRTrainer
+from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
 from moorline.report import METRICS
 
@@ -115,6 +121,40 @@ def trained(trainer):
         if each.requires_grad
     }
     return weights, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def labelled(rows, tokenizer):
+    """Rows as a plain trainer takes them: tokens and labels."""
+
+    def prepare(row):
+        marked = mark_responses(tokenizer, row["messages"])
+        pairs = zip(marked["input_ids"], marked["assistant_masks"], strict=True)
+        return {
+            "input_ids": marked["input_ids"],
+            "attention_mask": [1] * len(marked["input_ids"]),
+            "labels": [token if is_response else -100 for token, is_response in pairs],
+        }
+
+    return rows.map(prepare, remove_columns=["messages"])
+
+
+def plain_trainer(
+    model, rows, tokenizer, tokens, tmp_path, kind=PlainSTRTrainer, weight=2.0, **changes
+):
+    """A plain `transformers.Trainer` with the mixin, set up as `str_trainer` sets up TRL's."""
+    arguments = settings(STRConfig, tmp_path, max_steps=3, train_sampling_strategy="sequential")
+    kept = {
+        name: getattr(arguments, name)
+        for name in ("output_dir", "per_device_train_batch_size", "max_steps", "learning_rate",
+                     "logging_steps", "report_to", "disable_tqdm", "use_cpu", "lr_scheduler_type",
+                     "train_sampling_strategy", "max_grad_norm")
+    }  # fmt: skip
+    data = labelled(rows, tokenizer)
+    return kind(
+        model, TrainingArguments(save_strategy="no", **kept), train_dataset=data,
+        data_collator=DataCollatorForSeq2Seq(tokenizer), safety_tokens=tokens,
+        settings=STRSettings(weight=weight, reference="adapter_off"), **changes,
+    )  # fmt: skip
 
 
 def moved(make_model):

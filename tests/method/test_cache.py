@@ -12,10 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import conversations, lora, moved, run_script, settings, str_trainer, trained
-from transformers import LlamaForCausalLM
+from datasets import Dataset
+from helpers import (
+    PlainSTRTrainer,
+    conversations,
+    labelled,
+    lora,
+    moved,
+    run_script,
+    settings,
+    str_trainer,
+    trained,
+)
+from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
-from moorline import InputError, PrerequisiteError, STRConfig, STRTrainer
+from moorline import InputError, PrerequisiteError, STRConfig, STRSettings, STRTrainer
 from moorline.method.cache import COLUMN, Cache, Cached, key_of
 from moorline.method.cache_job import why_not
 
@@ -48,7 +59,7 @@ def run(make_model, tokenizer, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_float32_cache_trains_as_the_live_reference_does(name, run):
+def test_a_float32_cache_trains_as_the_running_reference_does(name, run):
     data = conversations(num=10, turns=3 if name == "several turns" else 1)
     _, live = run(data, "adapter_off", **LAYOUTS[name])
     trainer, cached = run(data, "cached", **LAYOUTS[name])
@@ -299,6 +310,25 @@ def test_a_damaged_file_is_refused_by_name(damage, run, rows, tmp_path):
         run(rows, "cached")
 
 
+def test_shards_of_another_model_are_refused_without_their_manifest_too(
+    make_model, rows, tokenizer, tokens, tmp_path
+):
+    """A folder whose `cache.json` was removed is not taken for that of the next model."""
+
+    def build(seed):
+        return str_trainer(
+            make_model(seed=seed), rows, tokenizer, tokens, tmp_path, lora(),
+            str_reference="cached", str_cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
+
+    build(0)
+    (tmp_path / "cache" / "train" / "cache.json").unlink()
+    with pytest.raises(InputError, match=r"a shard of another cache \(`str_cache_dir`\)"):
+        build(1)
+    (tmp_path / "cache" / "train" / "cache.json").unlink()
+    build(0)  # the control: its own are taken
+
+
 KILLED = """
 import os, sys
 sys.path[:0] = {path!r}
@@ -439,9 +469,36 @@ def test_a_key_knows_tokens_labels_and_borders():
         key_of(row), key_of({**row, "labels": [-100, -100, 3]}), key_of({"input_ids": [1, 2, 3]}),
         key_of({**row, "seq_lengths": [3]}), key_of({**row, "seq_lengths": [1, 2]}),
         key_of({"input_ids": [1, 2], "labels": [3, -100, 2, 3]}),
+        key_of({**row, "attention_mask": [1, 1, 1]}), key_of({**row, "attention_mask": [0, 1, 1]}),
     }  # fmt: skip
-    assert len(keys) == 6
+    assert len(keys) == 8
     assert key_of({**row, "text": "more"}) == key_of(row)
+
+
+def test_rows_that_differ_by_their_mask_alone_have_each_their_own_reference(
+    make_model, rows, tokenizer, tokens, tmp_path
+):
+    row = labelled(rows, tokenizer)[0]
+    half = len(row["input_ids"]) // 2
+    masked = {**row, "attention_mask": [0] * half + [1] * (len(row["input_ids"]) - half)}
+    trainer = PlainSTRTrainer(
+        make_model(), TrainingArguments(
+            str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, report_to="none",
+            use_cpu=True, logging_steps=1, save_strategy="no", disable_tqdm=True,
+        ), train_dataset=Dataset.from_list([row, masked]), safety_tokens=tokens,
+        data_collator=DataCollatorForSeq2Seq(tokenizer), settings=STRSettings(reference="cached"),
+    )  # fmt: skip
+    _, log = trained(trainer)
+    assert log[0]["str/drift"] < 1e-10, "the model is untouched"
+
+
+def test_a_batch_of_packed_lists_has_the_reference_of_its_rows_in_order(run, rows):
+    trainer, _ = run(rows, "cached")
+    data = [trainer.train_dataset[each] for each in range(3)]
+    adding = trainer.data_collator
+    flat = adding(data)[COLUMN]
+    nested = type(adding)(lambda lists: adding.inner(sum(lists, [])), adding.caches)
+    assert torch.equal(nested([data[:2], data[2:]])[COLUMN], flat)
 
 
 def test_an_unfinished_cache_is_not_opened(run, rows, tmp_path):

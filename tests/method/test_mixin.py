@@ -11,17 +11,17 @@ from helpers import (
     conversations,
     lora,
     moved,
+    plain_trainer,
     run_script,
     settings,
     str_trainer,
     trained,
 )
 from peft import get_peft_model
-from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from moorline import InputError, STRConfig, STRSettings, STRTrainer
-from moorline.chat.conversation import mark_responses
+from moorline import InputError, STRConfig, STRTrainer
 
 
 def gradient_of_drift(trainer):
@@ -335,40 +335,6 @@ def test_a_local_mean_would_change_with_accumulation(make_model, rows, tokenizer
         _, log = trained(trainer)
         found.append(log[0]["grad_norm"])
     assert found[0] != pytest.approx(found[1], rel=0.05)
-
-
-def labelled(rows, tokenizer):
-    """Rows as a plain trainer takes them: tokens and labels."""
-
-    def prepare(row):
-        marked = mark_responses(tokenizer, row["messages"])
-        pairs = zip(marked["input_ids"], marked["assistant_masks"], strict=True)
-        return {
-            "input_ids": marked["input_ids"],
-            "attention_mask": [1] * len(marked["input_ids"]),
-            "labels": [token if is_response else -100 for token, is_response in pairs],
-        }
-
-    return rows.map(prepare, remove_columns=["messages"])
-
-
-def plain_trainer(
-    model, rows, tokenizer, tokens, tmp_path, kind=PlainSTRTrainer, weight=2.0, **changes
-):
-    """A plain `transformers.Trainer` with the mixin, set up as `str_trainer` sets up TRL's."""
-    arguments = settings(STRConfig, tmp_path, max_steps=3, train_sampling_strategy="sequential")
-    kept = {
-        name: getattr(arguments, name)
-        for name in ("output_dir", "per_device_train_batch_size", "max_steps", "learning_rate",
-                     "logging_steps", "report_to", "disable_tqdm", "use_cpu", "lr_scheduler_type",
-                     "train_sampling_strategy", "max_grad_norm")
-    }  # fmt: skip
-    data = labelled(rows, tokenizer)
-    return kind(
-        model, TrainingArguments(save_strategy="no", **kept), train_dataset=data,
-        data_collator=DataCollatorForSeq2Seq(tokenizer), safety_tokens=tokens,
-        settings=STRSettings(weight=weight, reference="adapter_off"), **changes,
-    )  # fmt: skip
 
 
 def test_plain_trainer_with_the_mixin_equals_the_trl_trainer(

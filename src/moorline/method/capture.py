@@ -99,17 +99,12 @@ def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool
 
     Returns:
         Whether `model.forward` was changed: False where it had been taught before and still is.
-
-    Raises:
-        InputError: If something replaced the forward since, and with it a patch of the host's.
     """
     base = base_of(model)
     state = getattr(base, _INSTALLED, None)
-    if state is not None and _runs(base.__dict__.get("forward"), state["forward"]):
+    if state is not None and is_installed(model):
         state.update(ids=ids, normalised=normalised)
         return False
-    if state is not None and state["patched"]:  # what the host put there is lost too
-        raise InputError(REPLACED)
     inner = base.forward
     patched = "forward" in base.__dict__
     found = {"ids": ids, "normalised": normalised, "processing": processing_of(base.config)}
@@ -166,8 +161,20 @@ def warn_if_trained(model: nn.Module) -> None:
         )
 
 
-def _runs(forward: Any, ours: Any) -> bool:
-    """Whether a forward is ours, or a wrapper around it such as accelerate's for autocast."""
+def check_replaceable(model: nn.Module) -> None:
+    """Refuse a forward that was replaced since `install`, and with it a patch of the host's.
+
+    Raises:
+        InputError: If so; a forward that replaced ours alone can be taught again.
+    """
+    if not is_installed(model) and vars(base_of(model))[_INSTALLED]["patched"]:
+        raise InputError(REPLACED)
+
+
+def is_installed(model: nn.Module) -> bool:
+    """Whether the forward of a model is still ours, or a wrapper around it as accelerate's is."""
+    base = base_of(model)
+    forward, ours = base.__dict__.get("forward"), vars(base)[_INSTALLED]["forward"]
     while forward is not None:
         forward = getattr(forward, "__func__", forward)
         if forward is ours:
@@ -227,8 +234,7 @@ def explaining_replaced_forward(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except (TypeError, AttributeError) as error:
-        base = base_of(model)
-        if _runs(base.__dict__.get("forward"), vars(base)[_INSTALLED]["forward"]):
+        if is_installed(model):
             raise
         raise InputError(REPLACED) from error
 

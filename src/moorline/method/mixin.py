@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
 from ..provenance import fingerprint
+from . import capture
 from .cache import COLUMN
-from .capture import Probe
 from .host import check_host, keep_reference, tokenizer_of, training_plan
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
@@ -59,7 +59,7 @@ class STRMixin(_Host):
         safety_tokens: SafetyTokens,
         settings: STRSettings | None = None,
         reference_model: nn.Module | str | None = None,
-        aligned: Probe | None = None,
+        aligned: capture.Probe | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -205,5 +205,6 @@ class STRMixin(_Host):
 
     def _wrap_model(self, *args: Any, **kwargs: Any) -> Any:
         """The host's wrapping, after kernels were put in (Liger), which may replace the forward."""
+        capture.check_replaceable(self.regularizer.model)
         self.regularizer.install()
         return super()._wrap_model(*args, **kwargs)

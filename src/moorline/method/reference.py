@@ -42,8 +42,10 @@ class Reference(Protocol):
     """Whether z0 is read from what the data collator made, rather than computed from what the host
     passes to the model."""
 
-    model: nn.Module | None
-    """The second model in memory; None if there is none."""
+    @property
+    def model(self) -> nn.Module | None:
+        """The second model in memory; None if there is none."""
+        ...
 
     def place(self, accelerator: "Accelerator") -> None:
         """Put what it has in memory where the model in training runs."""
