@@ -25,13 +25,12 @@ def audit_lines(found: dict[str, Any], output: Path) -> Iterator[str]:
 
 
 def _table(model: str, rows: Sequence[Measurement]) -> Iterator[str]:
-    yield f"{_short(model, 40):<42}{'rate':>8}{'95 % interval':>20}{'n':>8}"
-    above = None
+    yield f"{_short(_named(model), 40):<42}{'rate':>8}{'95 % interval':>20}{'n':>8}"
+    above = ""
     for row in rows:
         if row.metric in _ONLY_IF_ANY and not row.count:
             continue
-        heading = _heading(row)
-        if heading != above:
+        if (heading := _heading(row, above)) != above:
             yield heading
         above = heading
         value = "undefined" if row.value is None else f"{row.value:.3f}"
@@ -40,12 +39,11 @@ def _table(model: str, rows: Sequence[Measurement]) -> Iterator[str]:
 
 
 def _comparison(rows: Sequence[Comparison]) -> Iterator[str]:
-    against = _short(f"against {rows[0].against}", 26)
+    against = _short(f"against {_named(rows[0].against)}", 26)
     yield f"{against:<26}{'difference':>11}{'95 % interval':>20}{'p adjusted':>12}"
-    above = None
+    above = ""
     for row in rows:
-        heading = _heading(row)
-        if heading != above:
+        if (heading := _heading(row, above)) != above:
             yield heading
         above = heading
         value = "undefined" if row.difference is None else f"{row.difference:+.3f}"
@@ -84,9 +82,18 @@ def _label(row: Measurement | Comparison) -> str:
     return metric_of(row.metric, _kind(row.kind)).label if row.metric in known else row.metric
 
 
-def _heading(row: Measurement | Comparison) -> str:
+def _heading(row: Measurement | Comparison, above: str) -> str:
+    """Suite, condition and judge; what no judge decides stands under the heading above."""
+    where = f"{row.suite}, {row.condition}"
+    if row.judge is None and above.startswith(where):
+        return above
     judged = f", {row.judge}" if row.judge not in (None, "keywords") else ""
-    return _short(f"{row.suite}, {row.condition}{judged}", WIDTH)
+    return _short(where + judged, WIDTH)
+
+
+def _named(name: str) -> str:
+    """A model's name; of a path the last folder."""
+    return Path(name).name if name.startswith((".", "/", "~")) else name
 
 
 def _gate(gate: Gate) -> str:

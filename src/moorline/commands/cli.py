@@ -186,10 +186,13 @@ def audit(
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with _command(as_json=as_json) as print_json:
         print(f"Auditing {model}; loading the libraries ...", file=sys.stderr, flush=True)
+        from transformers.utils import logging as transformers_logging
+
         from ..audit import AuditSettings
         from .audit import Loading, run_audit
         from .audit_screen import audit_lines
 
+        transformers_logging.disable_progress_bar()
         settings = AuditSettings(
             judges=judge or ("keywords",), conditions=condition or ("plain",), metric=metric,
             max_new_tokens=max_new_tokens, batch_size=batch_size, system_prompt=system_prompt,
