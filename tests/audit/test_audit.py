@@ -14,11 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from moorline import InputError, PrerequisiteError, embedded
+from moorline.audit import AuditSettings, Measurement, audit, compare
 from moorline.audit.conditions import Condition
 from moorline.audit.engines import VLLM
-from moorline.audit import AuditSettings, Measurement, audit, compare, read_suites
-from moorline.audit.answering import Store
-from moorline.audit.gates import check_gates, parse_gate
 from moorline.audit.judges import Verdict
 from moorline.audit.suites import Prompt, Suite
 from moorline.chat.chat_model import ChatModel, Completion

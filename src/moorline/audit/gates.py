@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from ..errors import InputError, unknown_choice
 from .measurements import Gate, Measurement
 from .outcomes import METRICS, metric_of
 from .statistics import wilson
 
-On = Literal["interval", "rate"]
+ON = ("interval", "rate")
 """What a gate reads: the bound of the interval on its unsafe side, or the rate alone."""
 
 _WRITTEN = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
@@ -30,7 +30,7 @@ class Requirement(NamedTuple):
         }[self.sign]  # fmt: skip
 
 
-def parse_gate(text: str, on: On = "interval") -> Requirement:
+def parse_gate(text: str, on: str = "interval") -> Requirement:
     """A requirement as metric, sign and bound.
 
     Raises:
@@ -41,8 +41,8 @@ def parse_gate(text: str, on: On = "interval") -> Requirement:
         >>> parse_gate("utility >= 0.9")
         Requirement(metric='utility', sign='>=', bound=0.9)
     """
-    if on not in get_args(On):
-        raise unknown_choice("gate_on", on, get_args(On))
+    if on not in ON:
+        raise unknown_choice("gate_on", on, ON)
     known = sorted({each.name for each in METRICS})
     found = _WRITTEN.fullmatch(text)
     if found is None or found.group(1) not in known:
@@ -74,7 +74,7 @@ def parse_gate(text: str, on: On = "interval") -> Requirement:
 
 
 def check_gates(
-    gates: Iterable[str], measurements: Sequence[Measurement], *, on: On = "interval"
+    gates: Iterable[str], measurements: Sequence[Measurement], *, on: str = "interval"
 ) -> tuple[Gate, ...]:
     """Whether requirements hold: each for every suite, condition and judge that has its metric.
 
@@ -110,7 +110,7 @@ def check_gates(
 
 
 def _compared(
-    row: Measurement, rows: Sequence[Measurement], gate: Requirement, on: On
+    row: Measurement, rows: Sequence[Measurement], gate: Requirement, on: str
 ) -> float | None:
     """What a requirement is held against; None if it is undefined."""
     if gate.sign in (">=", ">"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..chat.chat_model import check_sizes
 from ..errors import InputError, unknown_choice
@@ -15,7 +15,7 @@ from .metrics import metric as metric_named
 REFUSAL_MASS = "refusal_mass"
 """Stands among the judges and asks for that measurement too."""
 
-Thinking = Literal["model", "off"]
+THINKING = ("model", "off")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class AuditSettings:
     system_prompt: str | None = None
     """Put before each prompt if given, but where a condition has its own."""
 
-    thinking: Thinking = "model"
+    thinking: str = "model"
     """Whether a reasoning model thinks before it answers: as its template has it, or off where its
     template takes `enable_thinking`."""
 
@@ -72,8 +72,8 @@ class AuditSettings:
         check_sizes(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         check_sizes(limit=1 if self.limit is None else self.limit)
         metric_named(self.metric)
-        if self.thinking not in get_args(Thinking):
-            raise unknown_choice("thinking", self.thinking, get_args(Thinking))
+        if self.thinking not in THINKING:
+            raise unknown_choice("thinking", self.thinking, THINKING)
         conditions = [
             condition_named(each) if isinstance(each, str) else each for each in self.conditions
         ]

@@ -15,7 +15,7 @@ from ..audit.comparing import compare
 from ..audit.drift import drift_of
 from ..audit.engines import VLLM
 from ..audit.findings import Audit, of_mean
-from ..audit.gates import On, check_gates, parse_gate
+from ..audit.gates import check_gates, parse_gate
 from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
 from ..audit.measurements import Measurement
 from ..audit.perplexity import labelled, perplexity
@@ -77,7 +77,7 @@ def run_audit(
     with_drift: bool = False,
     lm_eval: Sequence[str] = (),
     gates: Sequence[str] = (),
-    gate_on: On = "interval",
+    gate_on: str = "interval",
     loading: Loading | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
