@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ SCHEMA = 2
 _Key = tuple[str, str, str, int]
 
 
-class Question(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Question:
     """One prompt under one condition, once."""
 
     suite: Suite
@@ -310,7 +312,7 @@ class _Asking:
 
 def context_of(model: Any) -> int | None:
     """How many tokens a model can read and write together; None if its configuration is silent."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     longest = getattr(text, "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None

@@ -16,7 +16,7 @@ from .findings import Answer, Audit, of_mean
 from .judges import DegenerateFirst, Judge, Verdict
 from .measurements import Measurement
 from .metrics import metric as metric_named
-from .outcomes import Outcome
+from .outcomes import Kind, Outcome
 from .refusal_mass import refusal_mass
 from .settings import REFUSAL_MASS, AuditSettings
 from .statistics import mean_interval
@@ -147,7 +147,7 @@ def _judged(
             [questions[index].prompt.prompt for index in judged],
             [spoken[index] for index in judged],
         )
-        kinds = [questions[index].suite.kind for index in judged]
+        kinds: list[Kind] = [questions[index].suite.kind for index in judged]
         own = isinstance(judge, DegenerateFirst)
         found = judge.verdicts(*words, kinds) if own else judge.verdicts(*words)
         for index, verdict in zip(judged, found, strict=True):

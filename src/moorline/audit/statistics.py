@@ -346,9 +346,9 @@ def _tango(gained: float, lost: float, num: float) -> tuple[float, float]:
 
     # Off the difference itself, where all is 0 if no item changed, or every one.
     below, above = difference - 1e-9, difference + 1e-9
-    low = -1.0 if excess(-1.0) <= 0 or below <= -1 else optimize.brentq(excess, -1.0, below)
-    high = 1.0 if excess(1.0) <= 0 or above >= 1 else optimize.brentq(excess, above, 1.0)
-    return low, high
+    low: Any = -1.0 if below <= -1 or excess(-1.0) <= 0 else optimize.brentq(excess, -1.0, below)
+    high: Any = 1.0 if above >= 1 or excess(1.0) <= 0 else optimize.brentq(excess, above, 1.0)
+    return float(low), float(high)
 
 
 def _bootstrap(totals: Any, sizes: Any, seed: int, num_resamples: int) -> tuple[float, float]:

@@ -109,64 +109,74 @@ def run_audit(
         PrerequisiteError: If a model, a set or a package is missing.
     """
     began = time.monotonic()
-    loading, output = loading or Loading(), Path(output)
+    loading, output, say = loading or Loading(), Path(output), progress or (lambda *_: None)
     for gate in gates:
         parse_gate(gate, gate_on)
     if backend not in BACKENDS:
         raise unknown_choice("backend", backend, BACKENDS)
+    if lm_eval:
+        check_tasks(lm_eval)
     found = [each for source in suites for each in _suites(source)] or _default(model)
-    rows = [] if held_out is None else [row.values for row in rows_of(held_out)]
+    resolved(settings, found).judging()
+    source = _source(model, adapter)
+    rows = _held_out(held_out, _check(source, loading))
     if with_drift and not (rows and (Path(model) / TOKENS).is_file()):
         raise InputError(
             f"`drift` needs `held_out` rows, and a model that `moorline tune` left; {model} has no "
             f"{TOKENS}, or `held_out` is missing. Give both."
         )
-    if lm_eval:
-        check_tasks(lm_eval)
-    resolved(settings, found).judging()
-    source = _source(model, adapter)
-    tokenizer = _check(source, loading)
-    for number, row in enumerate(rows, start=1):
-        labelled(tokenizer, row, f"{held_out}, row {number}", None)
-    other = None if against is None else _source(against, None)
-    if other is not None:
-        _check(other, loading._replace(revision=None))
+    # The revision is that of the model, not of the one beside it.
+    other, of_other = against and _source(against, None), loading._replace(revision=None)
+    if other:
+        _check(other, of_other)
     check_folder(output)
 
-    def measure(source: _Source, loading: Loading, folder: Path) -> tuple[Audit, ChatModel]:
-        say = progress or (lambda *_: None)
-        label = Path(source.name).name
-        say(f"load {label}", 0, 1)
-        chat = _loaded(source, loading)
-        say(f"load {label}", 1, 1)
-        result = audit(
-            chat, found, settings, name=source.name,
-            adapter=source.adapter if adapter and source is not other else None,
-            engine=VLLM(source.model, source.adapter) if backend == "vllm" else None,
-            folder=folder, progress=lambda done, total: say(f"audit {label}", done, total),
-        )  # fmt: skip
-        return result, chat
-
-    result, chat = measure(source, loading, output)
-    others = [*result.others, *_tasks(chat, lm_eval)]
+    chat = _loaded(source, loading, say)
+    path = None if adapter is None else str(adapter)
+    result = _asked(chat, source, path, found, settings, backend, output, say)
+    result = replace(result, others=(*result.others, *_tasks(chat, lm_eval)))
     if rows:
-        others.append(_perplexity(chat, rows, Path(str(held_out)).name, settings.seed))
-    result = replace(result, others=tuple(others))
+        measured = _perplexity(chat, rows, Path(str(held_out)).name, settings.seed)
+        result = replace(result, others=(*result.others, measured))
     if with_drift:
-        harmful = [
-            each.prompt for suite in found if suite.kind == "harmful" for each in suite.prompts
-        ]
-        write_json(output / "drift.json", _drift(model, chat, rows, harmful))
-    del chat  # its memory is the other model's
+        write_json(output / "drift.json", _drift(model, chat, rows, found))
     comparisons = ()
-    if other is not None:
-        beside = measure(other, loading._replace(revision=None), output / "against")[0]
-        beside.save(output / "against", loading=loading._replace(revision=None)._asdict())
+    if other:
+        del chat  # its memory is the other model's
+        chat = _loaded(other, of_other, say)
+        beside = _asked(chat, other, None, found, settings, backend, output / "against", say)
+        beside.save(output / "against", loading=of_other._asdict())
         comparisons = compare(beside, result)
     return result.save(
         output, comparisons=comparisons, loading=loading._asdict(),
         gates=check_gates(gates, result.measurements, on=gate_on),
         seconds=round(time.monotonic() - began, 1),
+    )  # fmt: skip
+
+
+def _held_out(path: str | Path | None, tokenizer: Any) -> list[dict[str, Any]]:
+    """The rows to measure perplexity on, each of a shape that can be read."""
+    rows = [] if path is None else [row.values for row in rows_of(path)]
+    for number, row in enumerate(rows, start=1):
+        labelled(tokenizer, row, f"{path}, row {number}", None)
+    return rows
+
+
+def _asked(
+    chat: ChatModel,
+    source: _Source,
+    adapter: str | None,
+    suites: Sequence[Suite],
+    settings: AuditSettings,
+    backend: str,
+    folder: Path,
+    say: Progress,
+) -> Audit:
+    label = f"audit {Path(source.name).name}"
+    return audit(
+        chat, suites, settings, name=source.name, adapter=adapter, folder=folder,
+        engine=VLLM(source.model, source.adapter) if backend == "vllm" else None,
+        progress=lambda done, total: say(label, done, total),
     )  # fmt: skip
 
 
@@ -195,11 +205,15 @@ def _check(source: _Source, loading: Loading) -> Any:
     return tokenizer
 
 
-def _loaded(source: _Source, loading: Loading) -> ChatModel:
+def _loaded(source: _Source, loading: Loading, say: Progress) -> ChatModel:
+    label = f"load {Path(source.name).name}"
+    say(label, 0, 1)
     tokenizer = None if source.tokenizer == source.model else source.tokenizer
-    return load_chat_model(
+    chat = load_chat_model(
         source.model, adapter=source.adapter, tokenizer=tokenizer, **loading._asdict()
     )
+    say(label, 1, 1)
+    return chat
 
 
 def _perplexity(chat: ChatModel, rows: Sequence[Any], name: str, seed: int) -> Measurement:
@@ -225,9 +239,10 @@ def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
 
 
 def _drift(
-    name: str, chat: ChatModel, rows: Sequence[Any], harmful: Sequence[str]
+    name: str, chat: ChatModel, rows: Sequence[Any], suites: Sequence[Suite]
 ) -> dict[str, Any]:
     """The drift of a tuned model on some rows, and its refusal mass at each checkpoint."""
+    harmful = [each.prompt for of in suites if of.kind == "harmful" for each in of.prompts]
     model, start = chat.model, start_of(name)
     tokens = SafetyTokens.load(Path(name) / TOKENS)
     adapted = bool(adapter_layers(model))

@@ -21,7 +21,7 @@ def audit_lines(found: dict[str, Any], output: Path) -> Iterator[str]:
         yield from ("", *_comparison(compared))
     for each in found["gates"]:
         yield from textwrap.wrap(_gate(Gate.from_json(each, "gate")), WIDTH)
-    yield from ("", f"Written to {output}. To read it: moorline report {output}")
+    yield from ("", f"Written to {output}.", f"To read it: moorline report {output}")
 
 
 def _table(model: str, rows: Sequence[Measurement]) -> Iterator[str]:
@@ -66,20 +66,15 @@ def word_of(row: Comparison) -> str:
     away = not row.low <= 0 <= row.high
     if not (away if row.p_adjusted is None else row.p_adjusted < 0.05) or not row.difference:
         return "not shown"
-    better = metric_of(row.metric, _kind(row.kind)).better
+    better = metric_of(row.metric, row.kind).better
     if better is None:
         return "differs"
     return "better" if (row.difference > 0) == (better == "high") else "worse"
 
 
-def _kind(kind: str) -> Any:
-    """The kind of a row, of which a few are no kind of a suite."""
-    return kind if kind in ("harmful", "harmless", "task") else None
-
-
 def _label(row: Measurement | Comparison) -> str:
     known = {each.name for each in METRICS}
-    return metric_of(row.metric, _kind(row.kind)).label if row.metric in known else row.metric
+    return metric_of(row.metric, row.kind).label if row.metric in known else row.metric
 
 
 def _heading(row: Measurement | Comparison, above: str) -> str:

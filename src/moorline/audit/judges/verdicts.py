@@ -183,9 +183,10 @@ class DegenerateFirst(ABC):
                 f"A judge needs one answer per prompt, got {len(answers)} answers to "
                 f"{len(prompts)} prompts."
             )
+        harmful: list[Kind] = ["harmful"] * len(answers)
         broken = [
             why_degenerate(answer, self._labels, kind)
-            for answer, kind in zip(answers, kinds or ["harmful"] * len(answers), strict=True)
+            for answer, kind in zip(answers, kinds or harmful, strict=True)
         ]
         sound = [index for index, reason in enumerate(broken) if reason is None]
         judged = iter(
