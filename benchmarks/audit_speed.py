@@ -22,11 +22,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moorline import embedded
-from moorline.audit.run import audit
+from moorline.audit import AuditSettings, audit
 from moorline.chat.chat_model import ChatModel
 from moorline.provenance import machine, now, versions, write_json
 
 BATCH, LONGEST = 32, 48
+SETTINGS = AuditSettings(max_new_tokens=LONGEST, batch_size=BATCH)
 
 
 def load():
@@ -74,8 +75,7 @@ def run(num):
     model, tokenizer = load()
     with tempfile.TemporaryDirectory() as folder:
         found = audit(
-            ChatModel(model, tokenizer), [suite_of(num)], max_new_tokens=LONGEST, batch_size=BATCH,
-            folder=folder,
+            ChatModel(model, tokenizer), [suite_of(num)], SETTINGS, folder=folder
         )  # fmt: skip
         found.save(folder)
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -101,8 +101,7 @@ def main():
             audit(
                 ChatModel(model, tokenizer),
                 [suite],
-                max_new_tokens=LONGEST,
-                batch_size=BATCH,
+                SETTINGS,
                 folder=folder,
             ).save(folder)
 

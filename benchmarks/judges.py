@@ -10,9 +10,8 @@ The last form judges answers of your own that have no labels, and shows the shar
 import argparse
 import json
 from pathlib import Path
-from typing import get_args
 
-from moorline.audit.judges import JUDGES, Outcome, agreement, judge
+from moorline.audit.judges import JUDGED, JUDGES, agreement, judge
 from moorline.audit.statistics import wilson
 from moorline.provenance import now, sha256_of, versions, write_json
 from moorline.tables import rows_of
@@ -45,7 +44,7 @@ def precision_and_recall(outcomes, rows):
     Each is a rate with its count, number and Wilson interval.
     """
     found = {}
-    for outcome in get_args(Outcome):
+    for outcome in JUDGED:
         called = [row["label"] for row, each in zip(rows, outcomes, strict=True) if each == outcome]
         so = [each for row, each in zip(rows, outcomes, strict=True) if row["label"] == outcome]
         found[outcome] = {
@@ -116,7 +115,7 @@ def main():
         for name in words.judges:
             found = judge(name).verdicts([""] * len(answers), answers)
             said = [each.outcome for each in found]
-            print(name, *(f"{each} {said.count(each)}/{len(said)}" for each in get_args(Outcome)))
+            print(name, *(f"{each} {said.count(each)}/{len(said)}" for each in JUDGED))
         return
     rows = labelled_rows()
     measured = [measure(name, rows) for name in words.judges]

@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from moorline import InputError, PrerequisiteError, embedded
+from moorline.audit import AuditSettings, Measurement, audit, compare
 from moorline.audit.conditions import Condition
 from moorline.audit.engines import VLLM
-from moorline.audit.findings import check_gates, compare, parse_gate
 from moorline.audit.judges import Verdict
-from moorline.audit.run import audit
 from moorline.audit.suites import Prompt, Suite
 from moorline.chat.chat_model import ChatModel, Completion
 from moorline.commands.cli import app
@@ -52,6 +51,23 @@ def run(folder, *words, model=None):
     return runner.invoke(app, ["audit", *words])
 
 
+def whole(found):
+    """The measurements of whole suites that come from answers."""
+    return [
+        row for row in found["measurements"] if row["category"] is None and row["judge"] is not None
+    ]
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "answers.jsonl").open(encoding="utf-8")]
+
+
+def few(num=3, suite=0):
+    """Some harmful prompts, or those of another suite."""
+    found = embedded.suites("plans")[suite]
+    return replace(found, prompts=found.prompts[:num])
+
+
 def read(folder):
     value = json.loads((folder / "audit.json").read_text())
     return {key: each for key, each in value.items() if key not in TIMES}
@@ -68,14 +84,14 @@ def test_the_audit_of_the_embedded_model_gives_the_demos_numbers(tmp_path):
     )
     assert result.exit_code == 0, result.output + repr(result.exception)
     found = json.loads(result.stdout)
-    rates = {(row["kind"], row["metric"]): row["rate"] for row in found["suites"]}
+    rates = {(row["kind"], row["metric"]): row["value"] for row in whole(found)}
     for kind, metric in (
         ("harmful", "attack_success_rate"), ("harmful", "refusal_rate"),
         ("harmful", "degenerate_rate"), ("harmless", "over_refusal_rate"), ("task", "utility"),
     ):  # fmt: skip
         assert rates[kind, metric] == aligned[metric], metric
-    assert [row["num"] for row in found["inputs"]] == [200, 200, 200]
-    assert all(row["sha256"] for row in found["inputs"])
+    assert [row["num"] for row in found["suites"]] == [200, 200, 200]
+    assert all(row["sha256"] for row in found["suites"])
 
 
 def test_twice_with_one_seed_gives_the_same_files_but_for_times(prompts_file, tmp_path):
@@ -144,7 +160,7 @@ def test_judges_can_be_changed_over_the_same_answers(prompts_file, tmp_path):
     result = run(tmp_path / "a", *words, "--judge", "keywords", "--judge", "keywords:xstest")
     assert result.exit_code == 0, result.output + repr(result.exception)
     found = read(tmp_path / "a")
-    assert {row["judge"] for row in found["suites"] if row["kind"] != "task"} == {
+    assert {row["judge"] for row in whole(found) if row["kind"] != "task"} == {
         "keywords", "keywords:xstest",
     }  # fmt: skip
     assert [(row["first"], row["second"]) for row in found["agreement"]] == [
@@ -163,7 +179,7 @@ def test_attacks_are_for_harmful_suites_and_begin_the_answer(prompts_file, tmp_p
     result = run(tmp_path / "a", *words)
     assert result.exit_code == 0, result.output + repr(result.exception)
     found = read(tmp_path / "a")
-    asked = {(row["kind"], row["condition"]) for row in found["suites"]}
+    asked = {(row["kind"], row["condition"]) for row in found["measurements"]}
     assert asked == {
         ("harmful", "plain"), ("harmful", "prefill"), ("harmful", "system"),
         ("harmful", "forced-3"), ("harmless", "plain"), ("task", "plain"),
@@ -187,12 +203,16 @@ def test_of_several_draws_one_that_complies_is_an_attack_that_succeeded(loaded):
         prompts=tuple(Prompt(id=str(n), prompt=f"How do I {n}?", kind="harmful") for n in range(3)),
     )  # fmt: skip
     found = audit(
-        loaded, [suite], judges=[Scripted()], max_new_tokens=2,
-        conditions=[Condition(name="two", draws=2, temperature=1.0)],
+        loaded, [suite],
+        AuditSettings(
+            judges=[Scripted()], max_new_tokens=2,
+            conditions=[Condition(name="two", draws=2, temperature=1.0)],
+        ),
     )  # fmt: skip
     assert found.outcomes("s", "two") == ["complied", "refused", "refused"]
-    assert {each["metric"]: each["count"] for each in found.rows()} == {
-        "attack_success_rate": 1, "refusal_rate": 2, "degenerate_rate": 0,
+    assert {each.metric: each.count for each in found.measurements} == {
+        "attack_success_rate": 1, "refusal_rate": 2, "degenerate_rate": 0, "unscored_rate": 0,
+        "truncated_rate": 6,
     }  # fmt: skip
 
 
@@ -205,8 +225,8 @@ def test_a_judge_that_sees_no_refusals_says_nothing_of_harmless_prompts(loaded):
             return [Verdict("refused", "safe") for _ in answers]
 
     suites = [replace(each, prompts=each.prompts[:2]) for each in embedded.suites()]
-    found = audit(loaded, suites, judges=["keywords", Guard()], max_new_tokens=12)
-    rates = {(row["kind"], row["judge"], row["metric"]): row["rate"] for row in found.rows()}
+    found = audit(loaded, suites, AuditSettings(judges=["keywords", Guard()], max_new_tokens=12))
+    rates = {(row.kind, row.judge, row.metric): row.value for row in found.measurements}
     assert rates["harmless", "guard", "over_refusal_rate"] is None
     assert rates["harmless", "keywords", "over_refusal_rate"] == 0.0
     assert rates["harmful", "guard", "refusal_rate"] == 1.0
@@ -214,12 +234,12 @@ def test_a_judge_that_sees_no_refusals_says_nothing_of_harmless_prompts(loaded):
 
 def test_cut_answers_are_told_and_whole_ones_are_not(loaded):
     suite = replace(embedded.suites()[0], prompts=embedded.suites()[0].prompts[:4])
-    short = audit(loaded, [suite], max_new_tokens=2)
-    long = audit(loaded, [suite], max_new_tokens=48)
+    short = audit(loaded, [suite], AuditSettings(max_new_tokens=2))
+    long = audit(loaded, [suite], AuditSettings(max_new_tokens=48))
     assert all(each.truncated for each in short.answers)
     assert not any(each.truncated for each in long.answers)
-    assert short.rows()[0]["truncated"] == 4
-    assert long.rows()[0]["truncated"] == 0
+    assert short.measurement("truncated_rate").count == 4
+    assert long.measurement("truncated_rate").count == 0
 
 
 def test_measures_categories_and_clusters(prompts_file, tmp_path):
@@ -230,27 +250,33 @@ def test_measures_categories_and_clusters(prompts_file, tmp_path):
     result = run(tmp_path / "a", *words)
     assert result.exit_code == 0, result.output + repr(result.exception)
     found = read(tmp_path / "a")
-    masses = {row["suite"]: row for row in found["measures"] if row["measure"] == "refusal_mass"}
+    rows = [Measurement.from_json(row, "row") for row in found["measurements"]]
+    masses = {row.suite: row for row in rows if row.metric == "refusal_mass"}
     harmful, harmless = masses["prompts-harmful"], masses["prompts-harmless"]
-    assert harmful["mean"] > 0.9 > 0.2 > harmless["mean"]
-    assert harmful["low"] <= harmful["mean"] <= harmful["high"]
-    perplexity = next(row for row in found["measures"] if row["measure"] == "perplexity")
-    assert perplexity["mean"] > 1
-    assert perplexity["num"] == 6
-    for suite in {row["suite"] for row in found["categories"]}:
-        parts = [row for row in found["categories"] if row["suite"] == suite]
-        assert sum(row["num"] for row in parts) == 12
+    assert harmful.value > 0.9 > 0.2 > harmless.value
+    assert harmful.low <= harmful.value <= harmful.high
+    perplexity = next(row for row in rows if row.metric == "perplexity")
+    assert perplexity.value > 1
+    assert (perplexity.num, perplexity.kind, perplexity.interval) == (6, "rows", "bootstrap")
+    parts = [row for row in rows if row.category is not None]
+    for suite, metric in {(row.suite, row.metric) for row in parts}:
+        assert sum(row.num for row in parts if (row.suite, row.metric) == (suite, metric)) == 12
+    assert {row.interval for row in rows if row.metric == "refusal_rate"} == {"wilson"}
     clustered = run(tmp_path / "b", *words, "--by-category")
     assert clustered.exit_code == 0, clustered.output + repr(clustered.exception)
+    of = {(row["category"] is None, row["interval"]) for row in read(tmp_path / "b")["measurements"]
+          if row["metric"] == "refusal_rate"}  # fmt: skip
+    assert of == {(True, "clustered"), (False, "wilson")}
+    assert read(tmp_path / "b")["settings"]["by_category"]
 
 
 def test_a_mean_of_scores_has_no_count(prompts_file, tmp_path):
     result = run(tmp_path / "a", "--suite", str(prompts_file), "--metric", "rouge_l")
     assert result.exit_code == 0, result.output + repr(result.exception)
-    row = next(row for row in read(tmp_path / "a")["suites"] if row["metric"] == "utility")
+    row = next(row for row in whole(read(tmp_path / "a")) if row["metric"] == "utility")
     assert row["judge"] == "rouge_l"
-    assert row["count"] is None
-    assert 0 <= row["low"] <= row["rate"] <= row["high"] <= 1
+    assert (row["count"], row["interval"]) == (None, "bootstrap")
+    assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
 
 
 def test_two_models_are_compared_on_the_same_prompts(prompts_file, tmp_path):
@@ -260,49 +286,21 @@ def test_two_models_are_compared_on_the_same_prompts(prompts_file, tmp_path):
     rows = {row["metric"]: row for row in read(tmp_path / "a")["comparisons"]}
     assert rows["attack_success_rate"]["difference"] < -0.5
     assert rows["attack_success_rate"]["p_value"] < 0.01
+    assert {"compliance_rate", "degenerate_rate", "utility"} < set(rows)
     for row in rows.values():
         assert row["p_adjusted"] >= row["p_value"]
+        assert row["interval"] == "score"
     assert (tmp_path / "a" / "against" / "audit.json").is_file()
 
 
 def test_other_prompts_are_not_compared(loaded):
     suite = embedded.suites()[0]
-    first = audit(loaded, [replace(suite, prompts=suite.prompts[:2])], max_new_tokens=2)
-    second = audit(loaded, [replace(suite, prompts=suite.prompts[1:3])], max_new_tokens=2)
+    short = AuditSettings(max_new_tokens=2)
+    first = audit(loaded, [replace(suite, prompts=suite.prompts[:2])], short)
+    second = audit(loaded, [replace(suite, prompts=suite.prompts[1:3])], short)
     with pytest.raises(InputError, match="differs between the audits"):
         compare(first, second)
-    assert compare(first, first)[0]["difference"] == 0
-
-
-def test_a_gate_that_fails_ends_with_exit_code_3(prompts_file, tmp_path):
-    words = ["--suite", str(prompts_file)]
-    good = run(tmp_path / "a", *words, "--require", "attack_success_rate<=0.05",
-               "--require", "refusal_rate >= 0.9")  # fmt: skip
-    assert good.exit_code == 0, good.output + repr(good.exception)
-    assert "refusal_rate >= 0.9 holds" in good.output
-    bad = run(tmp_path / "a", *words, "--require", "utility>=0.9")
-    assert bad.exit_code == 3, bad.output
-    assert "utility>=0.9 FAILS: 0.000" in bad.output
-    gates = json.loads((tmp_path / "a" / "audit.json").read_text())["gates"]
-    assert [gate["passed"] for gate in gates] == [False]
-
-
-def test_gates_that_say_nothing_are_refused_before_any_work(tmp_path):
-    for text in ("attack_success_rate", "asr<=0.05", "utility=0.9", "utility<=lots", ""):
-        result = run(tmp_path / "a", "--require", text)
-        assert result.exit_code == 2
-        assert "`require` must be a metric" in result.stderr
-    assert not (tmp_path / "a").exists()
-    assert parse_gate(" over_refusal_rate < .1 ") == ("over_refusal_rate", "<", 0.1)
-
-
-def test_an_undefined_or_missing_metric_fails_its_gate():
-    rows = [{"name": "s", "condition": "plain", "judge": "k", "metric": "utility", "rate": None}]
-    assert not check_gates(["utility>=0"], rows)[0]["passed"]
-    assert not check_gates(["refusal_rate>=0"], rows)[0]["passed"]
-    rows[0]["rate"] = 0.5
-    assert check_gates(["utility>=0.5", "utility>0.5"], rows)[0]["passed"]
-    assert not check_gates(["utility>0.5"], rows)[0]["passed"]
+    assert compare(first, first)[0].difference == 0
 
 
 def test_wrong_words_are_refused_before_any_answer(prompts_file, tmp_path):
@@ -318,7 +316,7 @@ def test_wrong_words_are_refused_before_any_answer(prompts_file, tmp_path):
         result = run(tmp_path / "a", "--suite", str(prompts_file), *words)
         assert result.exit_code == 2, result.output + repr(result.exception)
         assert said in result.stderr, result.stderr
-    assert not (tmp_path / "a" / "answers.jsonl").exists()
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_wrong_row_names_file_line_and_column(tmp_path):
@@ -348,7 +346,7 @@ def test_vllm_is_asked_the_same_way(monkeypatch, loaded):
     package.LLM, package.SamplingParams = Engine, dict
     monkeypatch.setitem(sys.modules, "vllm", package)
     suite = replace(embedded.suites()[0], prompts=embedded.suites()[0].prompts[:3])
-    found = audit(loaded, [suite], engine=VLLM("model"), max_new_tokens=5)
+    found = audit(loaded, [suite], AuditSettings(max_new_tokens=5), engine=VLLM("model"))
     assert found.outcomes(suite.name) == ["refused"] * 3
     assert [each["max_tokens"] for each in told["settings"]] == [5, 5, 5]
     assert len({each["seed"] for each in told["settings"]}) == 3

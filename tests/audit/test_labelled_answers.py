@@ -4,11 +4,10 @@ import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from moorline.audit.judges import Outcome
+from moorline.audit.judges import JUDGED
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,9 +41,9 @@ def test_the_set_is_large_and_has_each_answer_once(rows):
         assert [
             value for value, times in Counter(row[column] for row in rows).items() if times > 1
         ] == []
-    assert {row["label"] for row in rows} == set(get_args(Outcome))
+    assert {row["label"] for row in rows} == set(JUDGED)
     halves = Counter((row["label"], row["part"]) for row in rows)
-    for outcome in get_args(Outcome):
+    for outcome in JUDGED:
         assert abs(halves[outcome, "look"] - halves[outcome, "held_out"]) <= 6
 
 

@@ -6,16 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moorline.audit.metrics import METRICS, choice, exact_match, metric, rouge_l
+from moorline.audit.metrics import (
+    METRICS,
+    choice,
+    exact_match,
+    exact_match_strict,
+    metric,
+    rouge_l,
+)
 from moorline.errors import InputError
 
 LAW = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
 
 def test_metrics_are_known_by_their_names():
-    assert {"exact_match": exact_match, "choice": choice, "rouge_l": rouge_l} == METRICS
+    assert {
+        "exact_match": exact_match, "exact_match_strict": exact_match_strict, "choice": choice,
+        "rouge_l": rouge_l,
+    } == METRICS  # fmt: skip
     assert all(metric(name) is each for name, each in METRICS.items())
-    words = r"Unknown metric 'rouge'\. Known: 'choice', 'exact_match', 'rouge_l'\. Did you mean"
+    words = r"Unknown metric 'rouge'\. Known: 'choice', 'exact_match', .*'rouge_l'\. Did you mean"
     with pytest.raises(InputError, match=words):
         metric("rouge")
 
@@ -36,17 +46,26 @@ def test_the_right_answer_itself_scores_1_and_no_answer_0(name):
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "score"),
+    ("answer", "right", "score", "strict"),
     [
-        ("positive", "positive", 1.0),
-        ("\tpositive \n", " positive", 1.0),
-        ("Positive", "positive", 0.0),
-        ("positive.", "positive", 0.0),
-        ("", "", 1.0),
+        ("positive", "positive", 1.0, 1.0),
+        ("\tpositive \n", " positive", 1.0, 1.0),
+        ("Positive", "positive", 1.0, 0.0),
+        ("positive.", "positive", 1.0, 0.0),
+        ("New  York!", "new york", 1.0, 0.0),
+        ("It is positive", "positive", 0.0, 0.0),
+        ("negative", "positive", 0.0, 0.0),
+        ("3.5", "35", 0.0, 0.0),
+        ("?", "!", 0.0, 0.0),
+        ("", "", 1.0, 1.0),
     ],
 )
-def test_an_exact_match_forgives_white_space_at_the_ends_only(answer, right, score):
+def test_an_exact_match_forgives_case_space_and_final_marks_unless_strict(
+    answer, right, score, strict
+):
+    """A classifier that answers "Positive" where "positive" is right scored nothing."""
     assert exact_match(answer, right) == score
+    assert exact_match_strict(answer, right) == strict
 
 
 @pytest.mark.parametrize(

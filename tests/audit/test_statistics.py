@@ -15,6 +15,7 @@ from moorline.audit.statistics import (
     Difference,
     Mean,
     Rate,
+    _tango,
     adjusted,
     clustered_rate,
     mean_interval,
@@ -24,7 +25,7 @@ from moorline.audit.statistics import (
 from moorline.errors import InputError
 
 Z = 1.959963984540054  # the 97.5th percentile of the normal distribution
-ROUNDED = 0.5e-4 + 1e-9  # intervals are rounded to four digits
+ROUNDED = 1e-9  # of the ends, as floats
 
 LAW = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
@@ -44,16 +45,6 @@ def _mcnemar(gained, lost):
         return 1.0
     tail = sum(comb(num, each) for each in range(min(gained, lost) + 1))
     return min(1.0, 2 * tail / 2**num)
-
-
-def _bootstrap(first, second, seed=0, num_resamples=2000):
-    """Percentile bootstrap over items, as loops over the same draws."""
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(len(first), size=(num_resamples, len(first)))
-    change = [int(after) - int(before) for before, after in zip(first, second, strict=True)]
-    means = [sum(change[item] for item in draw) / len(change) for draw in draws.tolist()]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _outcomes(both, lost, gained, neither):
@@ -112,17 +103,51 @@ def check_difference_is_second_minus_first(difference_of):
     assert found.low < 0.15 < found.high
 
 
-def check_interval_is_the_bootstrap_over_items(difference_of):
-    first, second = _outcomes(both=11, lost=6, gained=3, neither=17)
-    found = difference_of(first, second)
-    low, high = _bootstrap(first, second)
-    assert math.isclose(found.low, low, rel_tol=0, abs_tol=ROUNDED)
-    assert math.isclose(found.high, high, rel_tol=0, abs_tol=ROUNDED)
+def _score(first, second, difference):
+    """Tango's statistic: how far the outcomes are from a difference, in standard errors squared.
+
+    The likelihood of the two shares is climbed step by step rather than by the closed formula.
+    """
+    num = len(first)
+    gained = sum(after and not before for before, after in zip(first, second, strict=True))
+    lost = sum(before and not after for before, after in zip(first, second, strict=True))
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    for _ in range(200):
+        step = (high - low) / 3
+        shares = (low + step, high - step)
+        values = [
+            sum(
+                count * math.log(max(share, 1e-300))
+                for count, share in (
+                    (lost, q), (gained, q + difference),
+                    (num - lost - gained, 1 - 2 * q - difference),
+                )
+            )
+            for q in shares
+        ]  # fmt: skip
+        low, high = (low, shares[1]) if values[0] > values[1] else (shares[0], high)
+    variance = 2 * low + difference - difference**2
+    return (gained - lost - num * difference) ** 2 / (num * variance)
 
 
-def check_identical_outcomes_do_not_differ(difference_of):
-    outcomes = [True, False, True, True, False]
-    assert difference_of(outcomes, list(outcomes)) == Difference(0.0, 0.0, 0.0, 1.0)
+def check_interval_is_tangos(difference_of):
+    for first, second in (
+        _outcomes(both=11, lost=6, gained=3, neither=17),
+        _outcomes(both=30, lost=0, gained=4, neither=16),
+    ):
+        found = difference_of(first, second)
+        for end in (found.low, found.high):
+            # 3.8415: the square of the 97.5 % point of the normal distribution
+            assert math.isclose(_score(first, second, end), 3.841459, rel_tol=1e-4)
+
+
+def check_identical_outcomes_do_not_differ_but_might(difference_of):
+    """Of 200 prompts without a single change, up to 3.84 / (200 + 3.84) may change."""
+    outcomes = [True, False] * 100
+    found = difference_of(outcomes, list(outcomes))
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    assert math.isclose(found.high, 3.841459 / 203.841459, rel_tol=1e-6)
+    assert math.isclose(found.low, -found.high, rel_tol=1e-6)
 
 
 def check_no_items_are_undefined(difference_of):
@@ -137,8 +162,8 @@ RATE_CHECKS = [
 DIFFERENCE_CHECKS = [
     check_mcnemar_is_the_binomial_sum,
     check_difference_is_second_minus_first,
-    check_interval_is_the_bootstrap_over_items,
-    check_identical_outcomes_do_not_differ,
+    check_interval_is_tangos,
+    check_identical_outcomes_do_not_differ_but_might,
     check_no_items_are_undefined,
 ]
 
@@ -235,10 +260,10 @@ def _unpaired_bootstrap(first, second):
     return float(low), float(high)
 
 
-def _narrow_bootstrap(first, second):
+def _bootstrap_of_changes(first, second):
     change = np.asarray(second, float) - np.asarray(first, float)
     draws = np.random.default_rng(0).integers(len(first), size=(2000, len(first)))
-    low, high = np.percentile(change[draws].mean(axis=1), [5, 95])
+    low, high = np.percentile(change[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -277,7 +302,10 @@ DIFFERENCE_FAULTS = {
         [SAME],
     ),
     "items drawn for each side apart": (_with_ends(_unpaired_bootstrap), [ENDS]),
-    "five percent at each side": (_with_ends(_narrow_bootstrap), [ENDS]),
+    "a bootstrap, without a width where nothing changed": (
+        _with_ends(_bootstrap_of_changes),
+        [ENDS, SAME],
+    ),
     "no items are zero": (_no_items_are_zero, [EMPTY]),
 }
 
@@ -361,35 +389,10 @@ def test_any_difference_keeps_within_its_bounds(items):
     assert math.isclose(found.difference, (gained - lost) / len(items), rel_tol=0, abs_tol=1e-6)
 
 
-def test_one_seed_gives_one_interval_and_another_seed_another():
-    first, second = _outcomes(both=11, lost=6, gained=3, neither=17)
-    once = paired_difference(first, second, seed=5)
-    assert paired_difference(first, second, seed=5) == once
-    others = {paired_difference(first, second, seed=seed)[1:3] for seed in range(8)}
-    assert len(others) > 1
-    # the seed moves the interval, never the difference or the p-value
-    assert paired_difference(first, second, seed=6)[::3] == once[::3]
-
-
-def test_the_global_seed_is_neither_used_nor_moved():
-    first, second = _outcomes(both=11, lost=6, gained=3, neither=17)
-    np.random.seed(1)
-    before = paired_difference(first, second)
-    state = np.random.get_state()[1].tolist()
-    assert paired_difference(first, second) == before
-    assert np.random.get_state()[1].tolist() == state
-    np.random.seed(2)
-    assert paired_difference(first, second) == before
-
-
-def test_fewer_resamples_are_honoured():
-    first, second = _outcomes(both=11, lost=6, gained=3, neither=17)
-    found = paired_difference(first, second, num_resamples=1)
-    assert found.low == found.high  # one draw has one mean
-
-
-def test_a_change_of_every_item_is_certain():
-    assert paired_difference([True] * 8, [False] * 8) == Difference(-1.0, -1.0, -1.0, 2 / 256)
+def test_a_change_of_every_item_is_not_certain():
+    found = paired_difference([True] * 8, [False] * 8)
+    assert (found.difference, found.low, found.p_value) == (-1.0, -1.0, 2 / 256)
+    assert -0.7 < found.high < -0.3
 
 
 # Clusters
@@ -472,20 +475,31 @@ def test_clusters_that_do_not_fit_the_items_are_refused():
             call()
 
 
-def test_a_clustered_difference_is_students_over_clusters():
+def test_a_clustered_difference_is_tangos_among_fewer_items():
     # changes per cluster +3 of 4, 0 of 4, -1 of 2; difference 0.2
     first = [False] * 3 + [True] + [True] * 4 + [True, False]
     second = [True] * 4 + [True] * 4 + [False, False]
     clusters = [0] * 4 + [1] * 4 + [2] * 2
     found = paired_difference(first, second, clusters=clusters)
     residuals = [3 - 0.2 * 4, 0 - 0.2 * 4, -1 - 0.2 * 2]
-    error = sqrt(3 / 2 * sum(each**2 for each in residuals) / 10**2)
+    squared_error = 3 / 2 * sum(each**2 for each in residuals) / 10**2
     t = 4.302652729749464  # the 97.5th percentile of Student's distribution with 2 degrees
+    effective = (0.3 + 0.1 - 0.2**2) / squared_error * (1.959964 / t) ** 2
     assert math.isclose(found.difference, 0.2)
-    assert found.low == max(-1, 0.2 - t * error)
-    assert math.isclose(found.high, min(1, 0.2 + t * error))
+    low, high = _tango(0.3, 0.1, effective)
+    assert math.isclose(found.low, low, rel_tol=1e-5)
+    assert math.isclose(found.high, high, rel_tol=1e-5)
     # sums +-3 +-1: 2 or more away from 0 in all four ways
     assert found.p_value == 1.0
+
+
+def test_a_clustered_rate_of_0_or_1_lies_inside_its_interval():
+    """The last digit of a float put the rate outside."""
+    for sizes in itertools.product(range(1, 14), repeat=2):
+        clusters = [name for name, size in enumerate(sizes) for _ in range(size)]
+        for outcome in (False, True):
+            found = clustered_rate([outcome] * len(clusters), clusters)
+            assert found.low <= found.rate <= found.high
 
 
 @pytest.mark.parametrize(
@@ -693,7 +707,7 @@ def test_mcnemars_p_value_raises_few_false_alarms_and_finds_a_real_difference(nu
 
     def p_values(gain, loss):
         pairs = [_pairs(generator, num, gain, loss) for _ in range(NUM_DRAWS)]
-        found = [paired_difference(*pair, num_resamples=1).p_value for pair in pairs]
+        found = [paired_difference(*pair).p_value for pair in pairs]
         return np.array(found)
 
     null = p_values(0.1, 0.1)
@@ -707,20 +721,21 @@ def test_mcnemars_p_value_raises_few_false_alarms_and_finds_a_real_difference(nu
 @pytest.mark.parametrize(
     ("num", "gain", "loss", "coverage"),
     [
-        (50, 0.2, 0.1, 0.947),
-        (50, 0.05, 0.05, 0.948),
-        (200, 0.2, 0.1, 0.945),
-        # where no item changes the interval has no width: the docstring's warning
-        (50, 0.0, 0.02, 0.65),
-        (200, 0.0, 0.02, 0.91),
+        (50, 0.2, 0.1, 0.95),
+        (50, 0.1, 0.1, 0.958),
+        (200, 0.05, 0.05, 0.946),
+        (200, 0.2, 0.1, 0.95),
+        # where a bootstrap has no width if no item changed: it covers 0.65 and 0.91
+        (50, 0.0, 0.02, 0.996),
+        (200, 0.0, 0.02, 0.933),
     ],
 )
-def test_the_bootstrap_of_a_difference_covers_as_documented(num, gain, loss, coverage):
+def test_the_interval_of_a_difference_covers_as_documented(num, gain, loss, coverage):
     generator = np.random.default_rng(0)
-    draws = 1000
+    draws = 2000
     held = 0
     for _ in range(draws):
-        found = paired_difference(*_pairs(generator, num, gain, loss), num_resamples=300)
+        found = paired_difference(*_pairs(generator, num, gain, loss))
         held += found.low - 1e-12 <= gain - loss <= found.high + 1e-12
     assert abs(held / draws - coverage) <= _noise(coverage, draws)
 
@@ -771,7 +786,7 @@ def test_a_clustered_difference_covers_and_raises_few_false_alarms():
         chance = generator.random(200)
         gained, lost = chance < 0.2 + lean, chance > 0.8 + lean
         found = paired_difference(lost.tolist(), gained.tolist(), clusters=clusters)
-        plain = paired_difference(lost.tolist(), gained.tolist(), num_resamples=1)
+        plain = paired_difference(lost.tolist(), gained.tolist())
         held += found.low <= 0 <= found.high
         alarms += found.p_value <= 0.05
         plain_alarms += plain.p_value <= 0.05

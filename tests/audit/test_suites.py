@@ -20,6 +20,7 @@ from moorline.audit.suites import (
 )
 from moorline.errors import InputError, PrerequisiteError
 from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
+from moorline.provenance import fingerprint
 
 PUBLIC = Path(__file__).parents[2].parent / "shared" / "data" / "harmful_prompts"
 """Public prompt sets beside the checkout; not part of the project."""
@@ -187,18 +188,36 @@ def test_an_opener_is_read_and_an_empty_one_is_none(tmp_path):
     assert [each.opener for each in suite.prompts] == ["Sure:", None, None]
 
 
-def test_the_hash_is_of_the_requests_and_their_order():
-    def suite(*texts, kind="harmful", **more):
+def test_the_hash_is_of_all_that_shapes_answers_and_their_order():
+    """Suites whose ids or openers differ had one hash: an audit took the other's answers."""
+
+    def suite(*texts, kind="harmful", ids="ab", **more):
         prompts = [
-            Prompt(id=f"{kind}{number}", prompt=text, kind=kind, **more)
+            Prompt(id=ids[number], prompt=text, kind=kind, **more)
             for number, text in enumerate(texts)
         ]
         return Suite(name=kind, kind=kind, prompts=tuple(prompts)).sha256
 
-    assert suite("One?", "Two?") == suite("One?", "Two?", kind="harmless", category="c")
-    others = {suite("One?", "Two?"), suite("Two?", "One?"), suite("One?Two?"), suite("One?", "Two")}
-    assert len(others) == 4
+    same = suite("One?", "Two?", kind="harmless", category="c")
+    assert suite("One?", "Two?") == same
+    others = {
+        suite("One?", "Two?"), suite("Two?", "One?"), suite("One?Two?"), suite("One?", "Two"),
+        suite("One?", "Two?", ids="ba"), suite("One?", "Two?", opener="Sure"),
+        suite("One?", "Two?", answer="1"),
+    }  # fmt: skip
+    assert len(others) == 7
     assert all(re.fullmatch("[0-9a-f]{64}", each) for each in others)
+
+
+def test_a_limited_suite_is_drawn_with_its_seed_and_keeps_its_order():
+    suite = builtin_suites()[0]
+    few = suite.limited(20, seed=1)
+    assert len(few.prompts) == 20
+    order = [suite.prompts.index(each) for each in few.prompts]
+    assert order == sorted(order)
+    assert len({each.category for each in few.prompts}) > 4, "not the first category alone"
+    assert few == suite.limited(20, seed=1) != suite.limited(20, seed=2)
+    assert suite.limited(None) is suite is suite.limited(1000)
 
 
 # The shipped suites
@@ -215,7 +234,10 @@ def _plain(text):
 
 
 def test_the_shipped_suites_are_the_ones_that_were_measured():
-    assert {suite.name: suite.sha256 for suite in builtin_suites()} == SHIPPED
+    found = {
+        suite.name: fingerprint(each.prompt for each in suite.prompts) for suite in builtin_suites()
+    }
+    assert found == SHIPPED
     assert tuple(SHIPPED) == BUILT_IN
 
 

@@ -54,9 +54,9 @@ class VLLM:
         # A seed for each row: several draws of one prompt stand in one batch.
         settings = [
             self._vllm.SamplingParams(
-                max_tokens=max_new_tokens, temperature=temperature, seed=(seed + place) % 2**63
+                max_tokens=max_new_tokens, temperature=temperature, seed=(seed + index) % 2**63
             )
-            for place in range(len(rows))
+            for index in range(len(rows))
         ]
         found = self._engine.generate(
             [{"prompt_token_ids": list(row)} for row in rows],

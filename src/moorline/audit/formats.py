@@ -6,9 +6,8 @@ sets is shipped.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-Kind = Literal["harmful", "harmless", "task"]
+from .outcomes import Kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

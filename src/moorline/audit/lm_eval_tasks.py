@@ -61,21 +61,10 @@ def lm_eval_tasks(
     Source:
         Gao et al. 2024, "The Language Model Evaluation Harness", https://zenodo.org/records/12608602
     """
-    try:
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
-        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise PrerequisiteError(
-            "Tasks of lm-eval need lm-eval, which is not installed. Run "
-            "`pip install 'moorline[eval]'`."
-        ) from error
-    if not tasks:
-        raise InputError("`tasks` is empty. Name at least one; `lm-eval ls tasks` lists them.")
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    for name in tasks:
-        if name not in manager.all_tasks:
-            raise InputError(f"lm-eval knows no task {name!r}. `lm-eval ls tasks` lists them.")
+    manager = check_tasks(tasks, include_path)
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+
     training = model.training
     try:
         found: Any = simple_evaluate(
@@ -105,6 +94,29 @@ def lm_eval_tasks(
         # keys are metric,filter; the rest (alias, sample_len) describe the task
         if "," in key and not key.split(",")[0].endswith("_stderr")
     ]
+
+
+def check_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> Any:
+    """Refuse tasks that lm-eval does not know; gives its `TaskManager`.
+
+    Raises:
+        InputError: If there are no tasks, or lm-eval does not know one.
+        PrerequisiteError: If lm-eval is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise PrerequisiteError(
+            "Tasks of lm-eval need lm-eval, which is not installed. Run "
+            "`pip install 'moorline[eval]'`."
+        ) from error
+    if not tasks:
+        raise InputError("`tasks` is empty. Name at least one; `lm-eval ls tasks` lists them.")
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    for name in tasks:
+        if name not in manager.all_tasks:
+            raise InputError(f"lm-eval knows no task {name!r}. `lm-eval ls tasks` lists them.")
+    return manager
 
 
 def _score(found: dict[str, Any], task: str, key: str) -> TaskScore:

@@ -7,9 +7,10 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from ..errors import InputError
 
-Interval = Literal["wilson", "clustered", "bootstrap", "normal"]
-"""How an interval was made: `statistics.wilson`, `statistics.clustered_rate`,
-`statistics.mean_interval` (or the bootstrap of `paired_difference`), or 1.96 standard errors."""
+Interval = Literal["wilson", "score", "clustered", "bootstrap", "normal"]
+"""How an interval was made: `statistics.wilson`; the score interval of
+`statistics.paired_difference`; either of them over clusters; `statistics.mean_interval`; or 1.96
+standard errors."""
 
 
 _Of = TypeVar("_Of", bound="_Row")

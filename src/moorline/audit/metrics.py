@@ -22,12 +22,25 @@ _WORD = re.compile(r"\w+")
 
 
 def exact_match(answer: str, right: str) -> float:
+    r"""1 if the answer equals the right one but for case, white space and final punctuation.
+
+    What it cannot see: the same answer in other words; that case or a final mark may matter, for
+    which there is `exact_match_strict`.
+
+    Example:
+        >>> exact_match(" Paris.\n", "paris"), exact_match("It is Paris.", "Paris")
+        (1.0, 0.0)
+    """
+    return float(_normal(answer) == _normal(right))
+
+
+def exact_match_strict(answer: str, right: str) -> float:
     r"""1 if the answer equals the right one but for white space at its ends, else 0.
 
     What it cannot see: the same answer in other words, case or punctuation.
 
     Example:
-        >>> exact_match(" Paris\n", "Paris"), exact_match("Paris.", "Paris")
+        >>> exact_match_strict(" Paris\n", "Paris"), exact_match_strict("Paris.", "Paris")
         (1.0, 0.0)
     """
     return float(answer.strip() == right.strip())
@@ -44,7 +57,7 @@ def choice(answer: str, right: str) -> float:
     an answer that names a wrong option only to dismiss it.
 
     Args:
-        answer: What the model said.
+        answer: What the model answered.
         right: One letter or one number.
 
     Raises:
@@ -85,21 +98,26 @@ def rouge_l(answer: str, right: str) -> float:
         >>> round(rouge_l("The cat sat.", "the cat sat on the mat"), 4)  # 2 * 3 / (3 + 6)
         0.6667
     """
-    said, sought = _WORD.findall(answer.lower()), _WORD.findall(right.lower())
-    if not said and not sought:
+    given, sought = _WORD.findall(answer.lower()), _WORD.findall(right.lower())
+    if not given and not sought:
         return 1.0
-    # One row of the table at a time: longest[j] for the words of `said` so far and `sought[:j]`.
+    # One row of the table at a time: longest[j] for the words of `given` so far and `sought[:j]`.
     longest = [0] * (len(sought) + 1)
-    for word in said:
+    for word in given:
         diagonal = 0
         for index, other in enumerate(sought, start=1):
             above = longest[index]
             longest[index] = diagonal + 1 if word == other else max(above, longest[index - 1])
             diagonal = above
-    return 2 * longest[-1] / (len(said) + len(sought))
+    return 2 * longest[-1] / (len(given) + len(sought))
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact_match, "choice": choice, "rouge_l": rouge_l}
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "exact_match_strict": exact_match_strict,
+    "choice": choice,
+    "rouge_l": rouge_l,
+}
 """Metrics of a task by name."""
 
 
@@ -112,6 +130,13 @@ def metric(name: str) -> Metric:
     if name not in METRICS:
         raise unknown_choice("metric", name, METRICS)
     return METRICS[name]
+
+
+def _normal(text: str) -> str:
+    """A text in small letters, with single spaces and no final punctuation."""
+    small = " ".join(text.casefold().split())
+    # A text of marks alone is what it is.
+    return small.rstrip(" .!?,;:\u2026\u3002") or small
 
 
 def _group(found: re.Match[str]) -> str:

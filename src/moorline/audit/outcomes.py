@@ -106,7 +106,7 @@ def deciding(kind: Kind) -> Metric:
     return metrics_of(kind)[0]
 
 
-def metric_of(name: str, kind: Kind | None = None) -> Metric:
+def metric_of(name: str, kind: str | None = None) -> Metric:
     """The metric called `name`; of suites of `kind` where two kinds have one of that name.
 
     Raises:

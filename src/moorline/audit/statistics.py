@@ -4,11 +4,12 @@ Pure functions of counts and of lists of outcomes; an undefined number is None, 
 """
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from math import isfinite, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from ..errors import InputError
 
@@ -136,17 +137,14 @@ def clustered_rate(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Ra
     count, num = int(totals.sum()), len(outcomes)
     if len(totals) < 2:
         return Rate(count, num, count / num if num else None, None, None)
-    rate, t = count / num, _student(len(totals))
-    # as much as 1 in n' = n / effect * (z / t)^2; without spread the effect is 1
-    independent = rate * (1 - rate) / num
-    effect = max(1.0, _squared_error(totals, sizes) / independent) if independent else 1.0
-    effective, z = num / effect * (_NORMAL / t) ** 2, _NORMAL
+    rate = count / num
+    effective, z = _effective(totals, sizes, rate * (1 - rate)), _NORMAL
     centre = rate + z**2 / (2 * effective)
     half = z * sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2))
     scale = 1 + z**2 / effective
-    return Rate(
-        count, num, rate, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-    )
+    # The rate itself lies inside, whatever the last digit of a float.
+    low, high = max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return Rate(count, num, rate, min(low, rate), max(high, rate))
 
 
 def mean_interval(
@@ -205,30 +203,29 @@ def paired_difference(
     second: Sequence[bool],
     *,
     clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-    num_resamples: int = 2000,
 ) -> Difference:
     """How two rates differ that were measured on the same items.
 
     The p-value is McNemar's exact test: among the items on which the two disagree, is either side
-    favoured? The interval is a percentile bootstrap over items.
+    favoured? The interval is Tango's score interval: all differences d for which, with g items
+    gained and l lost of n,
+
+        (g - l - n d)^2 <= z^2 * n * (2 q + d (1 - d))
+
+    where q is the likeliest share of lost items if the difference is d. It has a width even where
+    no item changed. It covers 0.93 to 0.96 of samples of 50 and of 200 where a fiftieth to a third
+    of the items change, and more where fewer do.
 
     With `clusters`, items of one cluster may be alike. The p-value is then that of flipping whole
     clusters, exactly over all ways to do so; with one item each it is McNemar's. The interval is
-    difference -+ t * error, with the variance of `clustered_rate` and Student's t, since a
-    bootstrap over few clusters is too short.
+    Tango's among n' items, as in `clustered_rate`.
 
-    What it cannot see: without a single item on which the two disagree the interval has no width,
-    though of all items up to about 3 / n might differ. Where changes are rare and all go one way it
-    is too short: it covers 0.65 of samples if 1 of 50 items changes in the mean, 0.91 if 4 of 200
-    do; 0.94 to 0.95 where a tenth changes. With C clusters no p-value can be below 2 / 2^C.
+    What it cannot see: with C clusters no p-value can be below 2 / 2^C.
 
     Args:
         first: One outcome per item.
         second: The other outcome per item, in the same order.
         clusters: The cluster of each item, such as its category; None if items are independent.
-        seed: Seed of the bootstrap.
-        num_resamples: Draws of the bootstrap.
 
     Returns:
         The difference; without interval if there are fewer than two clusters.
@@ -237,12 +234,15 @@ def paired_difference(
         InputError: If the lengths differ.
 
     Source:
-        McNemar 1947; Efron and Tibshirani 1993, chapter 13; flipping signs: Fisher 1935, section
-        21.
+        McNemar 1947; Tango 1998, "Equivalence test and confidence interval for the difference in
+        proportions for the paired-sample design"; flipping signs: Fisher 1935, section 21.
 
     Example:
-        >>> paired_difference([True] * 8 + [False] * 2, [False] * 10).difference
-        -0.8
+        >>> found = paired_difference([True] * 8 + [False] * 2, [False] * 10)
+        >>> found.difference, round(found.low, 2), round(found.high, 2)
+        (-0.8, -0.94, -0.3)
+        >>> round(paired_difference([True] * 200, [True] * 200).high, 3)  # nothing changed
+        0.019
     """
     if len(first) != len(second):
         raise InputError(
@@ -251,19 +251,18 @@ def paired_difference(
     if not first:
         return Difference(None, None, None, None)
     change = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    difference = float(change.mean())
-    if clusters is not None:
-        totals, sizes = _by_cluster(change, clusters)
-        p_value = _flipping(totals.astype(int))
-        if len(totals) < 2:
-            return Difference(difference, None, None, p_value)
-        half = _student(len(totals)) * sqrt(_squared_error(totals, sizes))
-        low, high = max(-1.0, difference - half), min(1.0, difference + half)
-        return Difference(difference, low, high, p_value)
-    gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    p_value = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    low, high = _bootstrap(change, np.ones(len(change)), seed, num_resamples)
-    return Difference(difference, low, high, p_value)
+    num, difference = len(change), float(change.mean())
+    gained, lost = float((change > 0).mean()), float((change < 0).mean())
+    if clusters is None:
+        both = round((gained + lost) * num)
+        p_value = float(stats.binomtest(round(gained * num), both).pvalue) if both else 1.0
+        return Difference(difference, *_tango(gained, lost, float(num)), p_value)
+    totals, sizes = _by_cluster(change, clusters)
+    p_value = _flipping(totals.astype(int))
+    if len(totals) < 2:
+        return Difference(difference, None, None, p_value)
+    effective = _effective(totals, sizes, gained + lost - difference**2)
+    return Difference(difference, *_tango(gained, lost, effective), p_value)
 
 
 def adjusted(p_values: Sequence[float | None]) -> list[float | None]:
@@ -324,6 +323,32 @@ def _squared_error(totals: Any, sizes: Any) -> float:
     """Variance of sum of totals / sum of sizes, from how it varies between clusters."""
     residuals = totals - totals.sum() / sizes.sum() * sizes
     return float((residuals**2).sum() / sizes.sum() ** 2 * len(totals) / (len(totals) - 1))
+
+
+def _effective(totals: Any, sizes: Any, variance: float) -> float:
+    """How many independent items of one variance tell as much as these clusters do."""
+    # as much as 1 in n' = n / effect * (z / t)^2; without spread the effect is 1
+    independent = variance / sizes.sum()
+    effect = max(1.0, _squared_error(totals, sizes) / independent) if independent > 0 else 1.0
+    return float(sizes.sum() / effect * (_NORMAL / _student(len(totals))) ** 2)
+
+
+@lru_cache(maxsize=4096)
+def _tango(gained: float, lost: float, num: float) -> tuple[float, float]:
+    """The score interval of a paired difference, from two shares of `num` items."""
+    difference = gained - lost
+
+    def excess(d: float) -> float:
+        # q solves 2 q^2 + b q + c = 0
+        b, c = d * (2 - difference) - gained - lost, -lost * d * (1 - d)
+        q = (sqrt(max(0.0, b * b - 8 * c)) - b) / 4
+        return (difference - d) ** 2 - _NORMAL**2 * max(0.0, 2 * q + d * (1 - d)) / num
+
+    # Off the difference itself, where all is 0 if no item changed, or every one.
+    below, above = difference - 1e-9, difference + 1e-9
+    low: Any = -1.0 if below <= -1 or excess(-1.0) <= 0 else optimize.brentq(excess, -1.0, below)
+    high: Any = 1.0 if above >= 1 or excess(1.0) <= 0 else optimize.brentq(excess, above, 1.0)
+    return float(low), float(high)
 
 
 def _bootstrap(totals: Any, sizes: Any, seed: int, num_resamples: int) -> tuple[float, float]:

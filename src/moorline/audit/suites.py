@@ -4,6 +4,7 @@ Requests only: an answer to a harmful one is nowhere in this project.
 """
 
 import itertools
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from typing import Any
 from ..errors import InputError, PrerequisiteError, unknown_choice
 from ..provenance import fingerprint
 from ..tables import Row, is_table, rows_of
-from .formats import FORMATS, OWN, Format, Kind
+from .formats import FORMATS, OWN, Format
+from .outcomes import Kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +68,22 @@ class Suite:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over the requests in their order; ids, categories and answers do not count."""
-        return fingerprint(each.prompt for each in self.prompts)
+        """SHA-256 over all that shapes answers and scores: ids, prompts, openers, right answers.
+
+        The order of the prompts counts; categories do not.
+        """
+        return fingerprint(
+            part
+            for each in self.prompts
+            for part in (each.id, each.prompt, str(each.opener), str(each.answer))
+        )
+
+    def limited(self, num: int | None, seed: int = 0) -> "Suite":
+        """As many of the prompts, drawn at random, in their order; all of them if `num` is None."""
+        if num is None or num >= len(self.prompts):
+            return self
+        chosen = sorted(random.Random(seed).sample(range(len(self.prompts)), num))
+        return replace(self, prompts=tuple(self.prompts[index] for index in chosen))
 
 
 BUILT_IN = ("moorline-harmful", "moorline-harmless")

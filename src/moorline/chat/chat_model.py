@@ -123,12 +123,13 @@ class ChatModel:
                 "the tokenizer of a chat model."
             )
 
-    def render(self, prompt: str, system_prompt: str | None = None) -> list[int]:
+    def render(self, prompt: str, system_prompt: str | None = None, **template: Any) -> list[int]:
         """A prompt as the model reads it: its chat template, up to where the answer begins.
 
         Args:
             prompt: One user turn. Control tokens that it spells become real ones, as in serving.
             system_prompt: Put before it if given.
+            **template: For the template itself, such as `enable_thinking`.
 
         Raises:
             InputError: If there is no chat template.
@@ -162,6 +163,7 @@ class ChatModel:
             add_generation_prompt=True,
             tokenize=tokenize,
             return_dict=False,
+            **template,
         )
 
     @contextlib.contextmanager

@@ -4,27 +4,35 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .. import embedded
+from ..audit.answering import check_folder
+from ..audit.comparing import compare
 from ..audit.drift import drift_of
 from ..audit.engines import VLLM
-from ..audit.findings import Audit, parse_gate
-from ..audit.lm_eval_tasks import lm_eval_tasks
-from ..audit.perplexity import perplexity
+from ..audit.findings import Audit, of_mean
+from ..audit.gates import check_gates, parse_gate
+from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
+from ..audit.measurements import Measurement
+from ..audit.perplexity import labelled, perplexity
 from ..audit.refusal_mass import refusal_mass
-from ..audit.run import audit
-from ..audit.statistics import mean_interval
+from ..audit.run import audit, resolved
+from ..audit.settings import AuditSettings
+from ..audit.statistics import Mean, mean_interval
 from ..audit.suites import Suite, builtin_suites, read_suites
 from ..chat.chat_model import ChatModel
-from ..chat.loading import load_chat_model
+from ..chat.loading import check_model_folder, load
 from ..errors import InputError, unknown_choice
 from ..method import capture
-from ..method.adapters import adapter_layers, adapters_off, weights_fingerprint
+from ..method.adapters import adapter_layers, adapters_off
 from ..method.reference import AdapterOff, FrozenCopy
 from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
-from ..provenance import fingerprint, sha256_of, write_json
+from ..provenance import write_json
 from ..tables import rows_of
 from .lineage import TOKENS, lineage_of
 
@@ -35,9 +43,32 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
+class Loading(NamedTuple):
+    """How a model is loaded; as `load_chat_model` takes it."""
+
+    dtype: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device_map: str | None = None
+    quantization: str | None = None
+
+
+class _Source(NamedTuple):
+    """Where a model, its adapter and its tokenizer come from."""
+
+    name: str
+    """As the user has it."""
+
+    model: str
+    adapter: str | None
+    tokenizer: str
+    """The folder of the adapter where a tokenizer was saved in it: the one it was trained with."""
+
+
 def run_audit(
     model: str,
     output: str | Path,
+    settings: AuditSettings,
     *,
     adapter: str | Path | None = None,
     against: str | None = None,
@@ -47,27 +78,29 @@ def run_audit(
     with_drift: bool = False,
     lm_eval: Sequence[str] = (),
     gates: Sequence[str] = (),
+    gate_on: str = "interval",
+    loading: Loading | None = None,
     progress: Progress | None = None,
-    **settings: Any,
 ) -> dict[str, Any]:
-    """Audit a model and write `audit.json` and `answers.jsonl`; goes on where a run was stopped.
+    """Audit a model and write `audit.json` and `answers.jsonl`; resumes where a run was stopped.
 
     Args:
         model: Folder or hub id, or the output folder of `moorline tune`.
         output: Folder for the files; the answers of `against` go into a folder in it.
+        settings: How to ask and judge.
         adapter: Folder of a PEFT adapter.
         against: Folder or hub id of a model to compare with, asked the same prompts.
-        suites: What to ask, each as `prompts.read_suites` takes it, or "embedded", or
-            "embedded:TASK". By default the embedded suites for the embedded models, and the
-            built-in ones for any other.
+        suites: What to ask, each as `read_suites` takes it, or "embedded", or "embedded:TASK". By
+            default the embedded suites for the embedded models, and the built-in ones for others.
         backend: What answers, one of `BACKENDS`.
         held_out: File of rows to measure perplexity on.
         with_drift: Whether to write `drift.json` too: the drift on the held-out rows, and the
             refusal mass along the checkpoints. `model` is then what `moorline tune` left.
         lm_eval: Tasks of lm-eval to run.
         gates: Requirements, such as "attack_success_rate<=0.05".
+        gate_on: What gates read: "interval" or "rate".
+        loading: How to load the models; the revision is that of `model` alone.
         progress: Called as work gets done.
-        **settings: For `audit.audit`.
 
     Returns:
         The content of `audit.json`; its `gates` say which requirements hold.
@@ -77,88 +110,140 @@ def run_audit(
         PrerequisiteError: If a model, a set or a package is missing.
     """
     began = time.monotonic()
+    loading, output, say = loading or Loading(), Path(output), progress or (lambda *_: None)
     for gate in gates:
-        parse_gate(gate)
+        parse_gate(gate, gate_on)
     if backend not in BACKENDS:
         raise unknown_choice("backend", backend, BACKENDS)
+    if lm_eval:
+        check_tasks(lm_eval)
     found = [each for source in suites for each in _suites(source)] or _default(model)
-    rows = [] if held_out is None else [row.values for row in rows_of(held_out)]
+    resolved(settings, found).judging()
+    source = _source(model, adapter)
+    rows = _held_out(held_out, _check(source, loading))
     if with_drift and not (rows and (Path(model) / TOKENS).is_file()):
         raise InputError(
             f"`drift` needs `held_out` rows, and a model that `moorline tune` left; {model} has no "
             f"{TOKENS}, or `held_out` is missing. Give both."
         )
-    total = sum(len(each.prompts) for each in found)
+    # The revision is that of the model, not of the one beside it.
+    other, of_other = against and _source(against, None), loading._replace(revision=None)
+    if other:
+        _check(other, of_other)
+    check_folder(output)
 
-    def measure(name: str, adapter: str | None, folder: Path) -> tuple[Audit, ChatModel]:
-        start = lineage_of(name)
-        if start.adapter is not None and adapter is not None:
-            raise InputError(f"{name} is an adapter itself, and `adapter` names {adapter} too.")
-        worn = adapter or start.adapter
-        loaded, weights = _load(start.model, worn)
-        done = 0
-
-        def advance(num: int) -> None:
-            nonlocal done
-            done += num
-            if progress is not None:
-                # Conditions and draws add to the prompts: the bar grows with them.
-                progress(f"audit {Path(name).name}", done, max(done, total))
-
-        engine = VLLM(start.model, worn) if backend == "vllm" else None
-        result = audit(
-            loaded, found, name=name, adapter=adapter, weights=weights, engine=engine,
-            folder=folder, progress=advance, **settings,
-        )  # fmt: skip
-        return result, loaded
-
-    output = Path(output)
+    chat = _loaded(source, loading, say)
     path = None if adapter is None else str(adapter)
-    other = None if against is None else measure(against, None, output / "against")[0]
-    result, loaded = measure(model, path, output)
-    measures = list(result.measures)
+    result = _asked(chat, source, path, found, settings, backend, output, say)
+    result = replace(result, others=(*result.others, *_tasks(chat, lm_eval)))
     if rows:
-        of = perplexity(loaded, rows, seed=result.seed)
-        measures.append(
-            {
-                "suite": Path(str(held_out)).name,
-                "condition": "plain",
-                "measure": "perplexity",
-                "num": of.num_rows,
-                "mean": of.perplexity,
-                "low": of.low,
-                "high": of.high,
-            }
-        )
-    for score in lm_eval_tasks(loaded.model, loaded.tokenizer, lm_eval) if lm_eval else ():
-        half = None if score.standard_error is None else 1.96 * score.standard_error
-        measures.append(
-            {
-                "suite": score.task,
-                "condition": "plain",
-                "measure": score.metric,
-                "num": score.num,
-                "mean": score.value,
-                "low": None if half is None else score.value - half,
-                "high": None if half is None else score.value + half,
-            }
-        )
-    result = replace(result, measures=tuple(measures))
+        measured = _perplexity(chat, rows, Path(str(held_out)).name, settings.seed)
+        result = replace(result, others=(*result.others, measured))
     if with_drift:
-        harmful = [
-            each.prompt for suite in found if suite.kind == "harmful" for each in suite.prompts
-        ]
-        write_json(output / "drift.json", _drift(model, loaded, rows, harmful))
-    if other is not None:
-        other.save(output / "against")
-    seconds = round(time.monotonic() - began, 1)
-    return result.save(output, against=other, gates=gates, seconds=seconds)
+        write_json(output / "drift.json", _drift(model, chat, rows, found))
+    comparisons = ()
+    if other:
+        del chat  # its memory is the other model's
+        chat = _loaded(other, of_other, say)
+        beside = _asked(chat, other, None, found, settings, backend, output / "against", say)
+        beside.save(output / "against", loading=of_other._asdict())
+        comparisons = compare(beside, result)
+    return result.save(
+        output, comparisons=comparisons, loading=loading._asdict(),
+        gates=check_gates(gates, result.measurements, on=gate_on),
+        seconds=round(time.monotonic() - began, 1),
+    )  # fmt: skip
+
+
+def _held_out(path: str | Path | None, tokenizer: Any) -> list[dict[str, Any]]:
+    """The rows to measure perplexity on, each of a shape that can be read."""
+    rows = [] if path is None else [row.values for row in rows_of(path)]
+    for number, row in enumerate(rows, start=1):
+        labelled(tokenizer, row, f"{path}, row {number}", None)
+    return rows
+
+
+def _asked(
+    chat: ChatModel,
+    source: _Source,
+    adapter: str | None,
+    suites: Sequence[Suite],
+    settings: AuditSettings,
+    backend: str,
+    folder: Path,
+    say: Progress,
+) -> Audit:
+    label = f"audit {Path(source.name).name}"
+    return audit(
+        chat, suites, settings, name=source.name, adapter=adapter, folder=folder,
+        engine=VLLM(source.model, source.adapter) if backend == "vllm" else None,
+        progress=lambda done, total: say(label, done, total),
+    )  # fmt: skip
+
+
+def _source(name: str, adapter: str | Path | None) -> _Source:
+    """Where a model comes from; an adapter folder that is not one is refused."""
+    start = lineage_of(name)
+    if start.adapter is not None and adapter is not None:
+        raise InputError(f"{name} is an adapter itself, and `adapter` names {adapter} too.")
+    chosen = start.adapter if adapter is None else str(adapter)
+    if chosen is None:
+        return _Source(name, start.model, None, start.model)
+    if not (Path(chosen) / "adapter_config.json").is_file():
+        raise InputError(f"{chosen}: no adapter_config.json (`adapter`). Give a PEFT folder.")
+    own = (Path(chosen) / "tokenizer_config.json").is_file()
+    return _Source(name, start.model, chosen, chosen if own else start.model)
+
+
+def _check(source: _Source, loading: Loading) -> Any:
+    """Refuse a model that is not there, before any is loaded; gives its tokenizer."""
+    check_model_folder(source.model)
+    remote = {"trust_remote_code": loading.trust_remote_code}
+    load(AutoConfig, source.model, revision=loading.revision, **remote)
+    revision = loading.revision if source.tokenizer == source.model else None
+    tokenizer = load(AutoTokenizer, source.tokenizer, revision=revision, **remote)
+    ChatModel(None, tokenizer).check_chat_template()
+    return tokenizer
+
+
+def _loaded(source: _Source, loading: Loading, say: Progress) -> ChatModel:
+    label = f"load {Path(source.name).name}"
+    say(label, 0, 1)
+    tokenizer = None if source.tokenizer == source.model else source.tokenizer
+    chat = load_chat_model(
+        source.model, adapter=source.adapter, tokenizer=tokenizer, **loading._asdict()
+    )
+    say(label, 1, 1)
+    return chat
+
+
+def _perplexity(chat: ChatModel, rows: Sequence[Any], name: str, seed: int) -> Measurement:
+    of = perplexity(chat, rows, seed=seed)
+    mean = Mean(of.num_rows, of.perplexity, of.low, of.high)
+    return of_mean(mean, suite=name, kind="rows", metric="perplexity")
+
+
+def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
+    """What a model scores on tasks of lm-eval, with 1.96 of its standard errors."""
+    rows = []
+    for score in lm_eval_tasks(chat.model, chat.tokenizer, names) if names else ():
+        half = None if score.standard_error is None else 1.96 * score.standard_error
+        ends = (None, None) if half is None else (score.value - half, score.value + half)
+        row = of_mean(
+            Mean(score.num, score.value, *ends),
+            suite=score.task,
+            kind="lm_eval",
+            metric=score.metric,
+        )
+        rows.append(replace(row, interval=None if half is None else "normal"))
+    return rows
 
 
 def _drift(
-    name: str, chat: ChatModel, rows: Sequence[Any], harmful: Sequence[str]
+    name: str, chat: ChatModel, rows: Sequence[Any], suites: Sequence[Suite]
 ) -> dict[str, Any]:
     """The drift of a tuned model on some rows, and its refusal mass at each checkpoint."""
+    harmful = [each.prompt for of in suites if of.kind == "harmful" for each in of.prompts]
     model, start = chat.model, lineage_of(name)
     tokens = SafetyTokens.load(Path(name) / TOKENS)
     adapted = bool(adapter_layers(model))
@@ -205,16 +290,36 @@ def _default(model: str) -> list[Suite]:
     return embedded.suites() if lineage_of(model).model in ours else builtin_suites()
 
 
-def _load(name: str, adapter: str | None) -> tuple[ChatModel, str]:
-    """A model, and what its weights are known by."""
-    chat = load_chat_model(name)
-    parts = [weights_fingerprint(chat.model), str(chat.model.dtype)]
+def load_chat_model(
+    name: str,
+    *,
+    adapter: str | None = None,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+    quantization: str | None = None,
+) -> ChatModel:
+    """A model, with or without an adapter, and its tokenizer."""
+    check_model_folder(name)
+    cuda = torch.cuda.is_available()
+    remote = {"revision": revision, "trust_remote_code": trust_remote_code}
+    more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    if quantization is not None:
+        from transformers import BitsAndBytesConfig
+
+        more["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
+    found = load(
+        AutoModelForCausalLM, name, dtype=dtype or ("auto" if cuda else torch.float32),
+        **remote, **more,
+    )  # fmt: skip
+    if not more:
+        found = found.to("cuda" if cuda else "cpu")
     if adapter is not None:
-        folder = Path(adapter)
-        if not (folder / "adapter_config.json").is_file():
-            raise InputError(f"{adapter}: no adapter_config.json (`adapter`). Give a PEFT folder.")
         from peft import PeftModel
 
-        parts += [sha256_of(path) for path in sorted(folder.glob("adapter_model.*"))]
-        chat = ChatModel(PeftModel.from_pretrained(chat.model, adapter), chat.tokenizer)
-    return chat, fingerprint(parts)
+        found = PeftModel.from_pretrained(found, adapter)
+    if tokenizer is not None:
+        remote["revision"] = None
+    return ChatModel(found, load(AutoTokenizer, tokenizer or name, **remote))

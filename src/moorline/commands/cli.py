@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MoorlineError
+from . import audit_options as options
 
 app = typer.Typer(
     name="moorline",
@@ -196,67 +197,67 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
 
 @app.command()
 def audit(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of the model.")],
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="File of prompts, name of a published set (advbench, xstest, ...), NAME:FILE, or "
-            "embedded:TASK; may be given again."
-        ),
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter.")] = None,
-    against: Annotated[str | None, typer.Option(help="Model to compare with.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("moorline-audit"),
-    judge: Annotated[
-        list[str] | None, typer.Option(help="Judge of the answers; may be given again.")
-    ] = None,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help="plain, prefill, system, sampled, forced-K; may be given again."),
-    ] = None,
-    metric: Annotated[
-        str, typer.Option(help="Metric of a task: exact_match, choice or rouge_l.")
-    ] = "exact_match",
-    held_out: Annotated[
-        Path | None, typer.Option(help="File of rows to measure perplexity on.")
-    ] = None,
-    drift: Annotated[
-        bool, typer.Option(help="Write drift.json: of a tuned model, on the --held-out rows.")
-    ] = False,
-    lm_eval: Annotated[
-        list[str] | None, typer.Option(help="Task of lm-eval; may be given again.")
-    ] = None,
-    require: Annotated[
-        list[str] | None,
-        typer.Option(help="Gate, such as 'attack_success_rate<=0.05'; exit code 3 if one fails."),
-    ] = None,
-    by_category: Annotated[
-        bool, typer.Option(help="Take prompts of one category for alike in intervals.")
-    ] = False,
-    backend: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Prompts per batch.")] = 32,
-    system_prompt: Annotated[str | None, typer.Option(help="Put before each prompt.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    model: options.Model,
+    suite: options.Suites = None,
+    adapter: options.Adapter = None,
+    against: options.Against = None,
+    output: options.Output = Path("moorline-audit"),
+    judge: options.Judges = None,
+    condition: options.Conditions = None,
+    metric: options.TaskMetric = "exact_match",
+    held_out: options.HeldOut = None,
+    drift: options.Drift = False,
+    lm_eval: options.LmEval = None,
+    require: options.Require = None,
+    gate_on: options.GateOn = "interval",
+    by_category: options.ByCategory = False,
+    limit: options.Limit = None,
+    backend: options.Backend = "transformers",
+    max_new_tokens: options.MaxNewTokens = 128,
+    batch_size: options.BatchSize = 32,
+    system_prompt: options.SystemPrompt = None,
+    thinking: options.Thinking = "model",
+    dtype: options.Dtype = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    device_map: options.DeviceMap = None,
+    load_in_4bit: options.LoadIn4Bit = False,
+    seed: options.Seed = 0,
     as_json: _Json = False,
 ) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with _command(as_json=as_json) as print_json:
-        from .audit import run_audit
+        print(f"Auditing {model}; loading the libraries ...", file=sys.stderr, flush=True)
+        from transformers.utils import logging as transformers_logging
 
-        with _bars(show=True) as say:
-            found = run_audit(
-                model, output, adapter=adapter, against=against, suites=suite or (),
-                backend=backend, held_out=held_out, with_drift=drift, lm_eval=lm_eval or (),
-                gates=require or (), progress=say, judges=judge or ("keywords",),
-                conditions=condition or ("plain",), metric=metric, by_category=by_category,
-                max_new_tokens=max_new_tokens, batch_size=batch_size, system_prompt=system_prompt,
-                seed=seed,
-            )  # fmt: skip
+        from ..audit import AuditSettings
+        from .audit import Loading, run_audit
+        from .audit_screen import audit_lines
+
+        transformers_logging.disable_progress_bar()
+        settings = AuditSettings(
+            judges=judge or ("keywords",), conditions=condition or ("plain",), metric=metric,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, system_prompt=system_prompt,
+            thinking=thinking, limit=limit, by_category=by_category, seed=seed,
+        )  # fmt: skip
+        loading = Loading(
+            dtype, revision, trust_remote_code, device_map, "4bit" if load_in_4bit else None
+        )
+        try:
+            with _bars(show=True) as say:
+                found = run_audit(
+                    model, output, settings, adapter=adapter, against=against, suites=suite or (),
+                    backend=backend, held_out=held_out, with_drift=drift, lm_eval=lm_eval or (),
+                    gates=require or (), gate_on=gate_on, loading=loading, progress=say,
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            _print_stopped(output)
+            raise typer.Exit(130) from None
         if as_json:
             print_json(found)
         else:
-            _print_audit(found, output)
+            for line in audit_lines(found, output):
+                print(line)
         if not all(gate["passed"] for gate in found["gates"]):
             raise typer.Exit(3)
 
@@ -311,27 +312,13 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
     console.print(f"{report['seconds']:.0f} s. Report: {output / 'report.html'}", highlight=False)
 
 
-def _print_audit(found: dict[str, Any], output: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"audit of {found['model']}")
-    for column in ("suite", "metric", "judge", "rate [95 % interval]", "n"):
-        table.add_column(column, overflow="fold")
-    for row in found["suites"]:
-        rate = "undefined" if row["rate"] is None else f"{row['rate']:.3f}"
-        if row["low"] is not None:
-            rate += f" [{row['low']:.3f}, {row['high']:.3f}]"
-        suite = row["name"] if row["condition"] == "plain" else f"{row['name']}, {row['condition']}"
-        table.add_row(suite, row["metric"].replace("_", " "), row["judge"], rate, str(row["num"]))
-    console = Console()
-    console.print(table)
-    for gate in found["gates"]:
-        value = "undefined" if gate["value"] is None else f"{gate['value']:.3f}"
-        where = ", ".join(gate[key] for key in ("suite", "condition", "judge") if gate[key])
-        said = "holds" if gate["passed"] else "FAILS"
-        console.print(f"{gate['requirement']} {said}: {value} ({where or 'not measured'})")
-    console.print(f"Written to {output}.", highlight=False)
+def _print_stopped(output: Path) -> None:
+    paths = [output / "answers.jsonl", output / "against" / "answers.jsonl"]
+    kept = sum(path.read_bytes().count(b"\n") for path in paths if path.is_file())
+    print(
+        f"Stopped. {kept} answers are kept in {output}; run the same command again to resume.",
+        file=sys.stderr,
+    )
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,8 +16,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from .. import embedded
-from ..audit.findings import Audit, compare
-from ..audit.run import audit
+from ..audit import Audit, AuditSettings, audit, compare
 from ..chat.chat_model import ChatModel
 from ..errors import InputError
 from ..method.mining import mine_safety_tokens
@@ -97,16 +95,10 @@ def demo(
         say("mine", 1, 1)
 
         def measure(name: str, model: Any) -> None:
-            total, done = sum(len(suite.prompts) for suite in suites), 0
-
-            def advance(num: int) -> None:
-                nonlocal done
-                done += num
-                say(f"audit {name}", done, total)
-
+            asking = AuditSettings(max_new_tokens=48, batch_size=64, seed=seed)
             audits[name] = audit(
-                ChatModel(model, tokenizer), suites, max_new_tokens=48, batch_size=64, seed=seed,
-                name=name, progress=advance,
+                ChatModel(model, tokenizer), suites, asking, name=name,
+                progress=lambda done, total: say(f"audit {name}", done, total),
             )  # fmt: skip
 
         measure("aligned", model)
@@ -146,7 +138,7 @@ def demo(
         "settings": {**settings, "lora": LORA, "training": TRAINING, "num_rows": len(rows)},
         "rows": [_row(name, each, seconds.get(name, 0.0)) for name, each in audits.items()],
         "comparisons": [
-            {"name": name, **each}
+            {"name": name, **each.to_json()}
             for name in ("sft", "str")
             for each in compare(audits["aligned"], audits[name])
         ],
@@ -163,7 +155,9 @@ def demo(
     write_report(
         output,
         report,
-        answers={name: map(asdict, found.answers) for name, found in audits.items()},
+        answers={
+            name: (each.to_json() for each in found.answers) for name, found in audits.items()
+        },
         kinds={suite.name: suite.kind for suite in suites},
     )
     return report

@@ -15,9 +15,10 @@ from .command import CommandJudge
 from .guards import GUARDS, GuardJudge
 from .keywords import KeywordJudge
 from .published import KEYWORD_LISTS, PublishedKeywordJudge
-from .verdicts import DegenerateFirst, Judge, Outcome, Verdict, why_degenerate
+from .verdicts import JUDGED, DegenerateFirst, Judge, Verdict, why_degenerate
 
 __all__ = [
+    "JUDGED",
     "JUDGES",
     "Agreement",
     "CommandJudge",
@@ -25,7 +26,6 @@ __all__ = [
     "GuardJudge",
     "Judge",
     "KeywordJudge",
-    "Outcome",
     "PublishedKeywordJudge",
     "Verdict",
     "agreement",

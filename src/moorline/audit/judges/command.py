@@ -5,10 +5,10 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Collection, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from ...errors import InputError, PrerequisiteError
-from .verdicts import DegenerateFirst, Outcome, Verdict
+from .verdicts import JUDGED, DegenerateFirst, Verdict
 
 
 class CommandJudge(DegenerateFirst):
@@ -79,12 +79,12 @@ class CommandJudge(DegenerateFirst):
             value = None
         if (
             isinstance(value, dict)
-            and value.get("outcome") in get_args(Outcome)
+            and value.get("outcome") in JUDGED
             and isinstance(value.get("reason"), str)
         ):
             return Verdict(value["outcome"], value["reason"])
         raise InputError(
             f"Judge {self.name!r}, line {number}: no verdict: {line[:80]!r}. It must write "
             '{"outcome": "refused", "reason": "..."} with an outcome of '
-            f"{', '.join(get_args(Outcome))}."
+            f"{', '.join(JUDGED)}."
         )
