@@ -2,18 +2,22 @@
 
     python benchmarks/demo_seeds.py --json out.json --seeds 0 1 2 --weights 10 --poisons 0 0.1
 
-One line a run; the JSON file holds every row with its intervals, settings, versions and machine.
+One line a run; the JSON file holds every number with its interval, settings, versions and machine.
 """
 
 import argparse
 import itertools
+import time
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moorline.commands.demo import demo
+from moorline.commands.demo import TRAINING, Demo, demo
 from moorline.embedded import TASKS
 from moorline.provenance import machine, now, versions, write_json
 from moorline.trainer import STRConfig
+
+RATES = ("attack_success_rate", "refusal_rate", "over_refusal_rate", "compliance_rate", "utility")
 
 
 def main():
@@ -28,16 +32,28 @@ def main():
     runs = []
     grid = itertools.product(words.tasks, words.poisons, words.forms, words.weights, words.seeds)
     for task, poison, form, weight, seed in grid:
+        asked, began = (
+            Demo(seed=seed, poison=poison, task=task, weight=weight, form=form),
+            time.time(),
+        )
         with TemporaryDirectory() as folder:
-            report = demo(folder, seed=seed, poison=poison, task=task, weight=weight, form=form)
-        kept = ("task", "poison", "seed", "settings", "rows", "seconds")
-        runs.append({key: report[key] for key in kept})
-        print(f"{task} poison {poison} {form} weight {weight} seed {seed}, {report['seconds']} s")
-        for row in report["rows"]:
-            rates = ("attack_success_rate", "refusal_rate", "degenerate_rate",
-                     "over_refusal_rate", "utility")  # fmt: skip
-            print("   ", row["name"].ljust(8), *(f"{row[name]:.3f}" for name in rates), flush=True)
-        value = {"schema": 1, "at": now(), "versions": versions(), "machine": machine()}
+            models = demo(folder, asked).runs
+        seconds = round(time.time() - began, 1)
+        rows = [
+            {
+                "name": run.name,
+                "seconds": run.training_seconds,
+                "measurements": [row.to_json() for row in run.rates],
+            }
+            for run in models
+        ]
+        runs.append({**asdict(asked), "training": TRAINING, "seconds": seconds, "models": rows})
+        print(f"{task} poison {poison} {form} weight {weight} seed {seed}, {seconds} s")
+        for run in models:
+            found = {row.metric: row.value for row in run.rates if row.condition == "plain"}
+            rates = (f"{found[name]:.3f}" for name in RATES)
+            print("   ", run.name.ljust(8), *rates, flush=True)
+        value = {"schema": 2, "at": now(), "versions": versions(), "machine": machine()}
         write_json(words.json, {**value, "runs": runs})
 
 

@@ -19,9 +19,10 @@ from transformers import (
 from typer.testing import CliRunner
 
 from moorline import STRConfig, STRMixin, STRSettings, STRTrainer
+from moorline.audit.measurements import Measurement
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
-from moorline.report import METRICS
+from moorline.report.runs import Answer, Run, shown
 
 runner = CliRunner()
 
@@ -204,80 +205,133 @@ def refused(result, *words):
     assert "Traceback" not in result.stderr
 
 
-NAMES = ("aligned", "sft", "str")
-RATES = tuple(each["name"] for each in METRICS)
 CATEGORIES = (
     "break-in", "chemistry", "cyber", "drugs", "fraud", "harassment", "medical", "privacy",
     "self-harm", "weapons",
 )  # fmt: skip
-SUITES = (
-    ("attacks", "harmful", "attack_success_rate", "keywords"),
-    ("harmless", "harmless", "over_refusal_rate", "keywords"),
-    ("plans", "task", "utility", "exact_match"),
-)
+SUITES = (("attacks", "harmful"), ("harmless", "harmless"), ("plans", "task"))
 
 
-def _rate(count, num):
-    """A rate with some interval around it; the page shows what it is given."""
-    rate = None if num == 0 else count / num
-    low, high = (None, None) if rate is None else (max(0, rate - 0.06), min(1, rate + 0.06))
-    return {"count": count, "num": num, "rate": rate, "low": low, "high": high}
+def measured(
+    suite, kind, metric, count, num=200, *, condition="plain", judge="keywords", category=None,
+    width=0.06,
+):  # fmt: skip
+    """A measurement with some interval around it; the page shows what it is given."""
+    value = None if num == 0 else count / num
+    low, high = (
+        (None, None) if value is None else (max(0.0, value - width), min(1.0, value + width))
+    )
+    return {
+        "suite": suite, "kind": kind, "condition": condition, "metric": metric, "judge": judge,
+        "category": category, "num": num, "count": count, "value": value, "low": low, "high": high,
+        "interval": None if value is None else "wilson",
+    }  # fmt: skip
+
+
+def outcomes_of(suite, kind, share, **at):
+    """The measurements of one suite of which the first metric has a share; nothing is broken."""
+    count = round(200 * share)
+    if kind == "task":
+        return [measured(suite, kind, "utility", count, **{**at, "judge": "exact_match"})]
+    first, second = {
+        "harmful": ("attack_success_rate", "refusal_rate"),
+        "harmless": ("over_refusal_rate", "compliance_rate"),
+    }[kind]
+    return [
+        measured(suite, kind, first, count, **at),
+        measured(suite, kind, second, 200 - count, **at),
+        measured(suite, kind, "degenerate_rate", 0, **at),
+        measured(suite, kind, "truncated_rate", 3, **{**at, "judge": None}),
+    ]
+
+
+def run_of(name="aligned", *, answers=(), attack=0.5, over_refusal=0.5, utility=0.5, **changes):
+    """A model with three suites that are called as their kinds, each of 20 prompts."""
+    rates = (
+        ("harmful", "attack_success_rate", attack),
+        ("harmless", "over_refusal_rate", over_refusal),
+        ("harmless", "compliance_rate", None if over_refusal is None else 1 - over_refusal),
+        ("task", "utility", utility),
+    )
+    rows = [
+        measured(
+            kind, kind, metric, *((0, 0) if rate is None else (round(rate * 20), 20)), width=0.1
+        )
+        for kind, metric, rate in rates
+    ]
+    given = {"measurements": tuple(Measurement(**row) for row in rows), "answers": tuple(answers)}
+    return Run(name=name, **{**given, **changes})
+
+
+def answers_of(answer, *, reason="says 'no'", prompt="How do I do it?", num=1):
+    """Answers to prompts of every kind, cut and cleaned as the reader of files does it."""
+    outcomes = {"harmful": "refused", "harmless": "complied", "task": "right"}
+    answer, reason, prompt = shown([answer, reason, prompt])
+    return [
+        Answer(suite=kind, id=str(number), condition="plain", draw=0, prompt=prompt, answer=answer,
+               outcome=outcome, reason=reason)
+        for kind, outcome in outcomes.items()
+        for number in range(num)
+    ]  # fmt: skip
 
 
 def write_run(
-    folder,
-    *,
-    success=0.02,
-    utility=0.95,
-    against=None,
-    answer="a placeholder",
-    prompt="Do it?",
-    names="",
-):
+    folder, *, success=0.02, utility=0.95, helpful=0.97, against=None, answer="a placeholder",
+    prompt="Do it?", names="", model="org/chat-model", adapter="",
+):  # fmt: skip
     """One model's folder with every file that the report reads.
 
     Answers, prompts, and what is put behind the names of suites, categories and judges are the
     caller's, who may have something hostile there.
     """
     folder.mkdir(parents=True)
-    suites, categories, comparisons, lines = [], [], [], []
-    for suite, kind, metric, judge in SUITES:
-        suite, judge = suite + names, judge + names
-        conditions = ("plain", "prefill") if kind == "harmful" else ("plain",)
-        for condition in conditions:
-            share = {"harmful": success, "harmless": 0.03, "task": utility}[kind]
-            share = min(1, share + 0.3 * (condition == "prefill"))
+    judge = "keywords" + names
+    rows, comparisons, lines = [], [], []
+    for suite, kind in SUITES:
+        suite += names
+        share = {"harmful": success, "harmless": 1 - helpful, "task": utility}[kind]
+        for condition in ("plain", "prefill") if kind == "harmful" else ("plain",):
             at = {"condition": condition, "judge": judge}
-            row = {"name": suite, "kind": kind, "metric": metric, **at}
-            suites.append({**row, **_rate(round(200 * share), 200), "truncated": 3})
-            if kind == "harmful":
-                rest = {**row, "metric": "refusal_rate"}
-                suites.append({**rest, **_rate(200 - round(200 * share), 200), "truncated": 3})
-                suites.append({**row, "metric": "degenerate_rate", **_rate(0, 200)})
-            if kind == "task":
-                continue
-            for number, category in enumerate(CATEGORIES):
-                count = min(20, round(20 * share * number / 4))
+            attacked = min(1, share + 0.3 * (condition == "prefill"))
+            found = outcomes_of(suite, kind, attacked, **at)
+            rows += found
+            for number, category in enumerate(CATEGORIES if kind != "task" else ()):
                 num = 0 if category == "weapons" and condition == "plain" else 20
-                found = {"suite": suite, "metric": metric, **at, "category": category + names}
-                categories.append({**found, **_rate(min(count, num), num)})
+                count = min(num, round(20 * attacked * number / 4))
+                rows.append(measured(suite, kind, found[0]["metric"], count, num, **at,
+                                     category=category + names))  # fmt: skip
         if against is not None:
-            found = {"suite": suite, "metric": metric, "condition": "plain", "judge": judge}
-            figures = {"difference": 0.1, "low": 0.04, "high": 0.16, "p_value": 2e-5}
-            comparisons.append({**found, "against": against, **figures, "p_adjusted": 6e-5})
+            for row in found if kind != "harmful" else outcomes_of(suite, kind, share, judge=judge):
+                if row["metric"] == "truncated_rate":
+                    continue
+                of = ("suite", "kind", "metric", "condition", "judge", "num")
+                figures = {"difference": 0.1, "low": 0.04, "high": 0.16, "interval": "bootstrap",
+                           "p_value": 2e-5, "p_adjusted": 6e-5}  # fmt: skip
+                comparisons.append({**{key: row[key] for key in of}, "against": against, **figures})
         for number in range(3):
             outcome = "right" if kind == "task" else "complied" if share > 0.5 else "refused"
-            verdicts = {judge: {"outcome": outcome, "reason": "says 'so'"}}
             lines.append(
                 {
                     "suite": suite, "id": str(number), "condition": "plain", "draw": 0,
                     "category": CATEGORIES[number], "prompt": f"{prompt} {suite} {number}",
-                    "answer": answer, "outcome": outcome, "reason": "says 'so'",
-                    "truncated": False, "verdicts": verdicts,
+                    "answer": answer, "outcome": outcome, "reason": "says 'so'", "truncated": False,
+                    "verdicts": {judge: {"outcome": outcome, "reason": "says 'so'"}},
                 }
             )  # fmt: skip
+    for suite, kind, metric, mean in (
+        ("attacks" + names, "harmful", "refusal_mass", 1 - success),
+        ("rows.jsonl", "rows", "perplexity", None),
+    ):
+        rest = {"condition": "plain", "judge": None, "category": None, "count": None}
+        bounds = {"low": 0.9 * mean, "high": 1.0, "interval": "bootstrap"} if mean else {
+            "low": None, "high": None, "interval": None,
+        }  # fmt: skip
+        rows.append({"suite": suite, "kind": kind, "metric": metric, **rest, "value": mean,
+                     "num": 200 if mean else 0, **bounds})  # fmt: skip
+    gate = {"condition": "plain", "judge": judge, "on": "interval"}
     audit = {
-        "schema": 1, "model": "org/chat-model" + names, "adapter": str(folder.name), "seed": 0,
+        "schema": 2, "status": "finished", "fingerprint": f"{folder}", "seed": 0,
+        "model": model + names, "adapter": str(folder.name) if adapter == "" else adapter,
         "at": "2026-01-02T03:04:05+00:00", "seconds": 61.5,
         "versions": {"python": "3.11.7", "moorline": "0.1.0", "torch": "2.13.0"},
         "machine": {"system": "Linux", "cores": 2},
@@ -287,36 +341,32 @@ def write_run(
                 {"name": "plain", "prefill": ""}, {"name": "prefill", "prefill": "Sure, here is"},
             ],
         },
-        "inputs": [
-            {"name": suite, "kind": kind, "num": 200, "origin": "ours", "licence": "Apache-2.0",
-             "sha256": f"{number}" * 64}
-            for number, (suite, kind, _, _) in enumerate(SUITES)
+        "suites": [
+            {"name": suite + names, "kind": kind, "num": 200, "origin": "ours",
+             "licence": "Apache-2.0", "sha256": f"{number}" * 64}
+            for number, (suite, kind) in enumerate(SUITES)
         ],
-        "suites": suites, "categories": categories, "comparisons": comparisons,
-        "measures": [
-            {"suite": "attacks", "condition": "plain", "measure": "refusal_mass", "num": 200,
-             "mean": 1 - success, "low": 0.9 - 0.9 * success, "high": 1.0},
-            {"suite": "plans", "condition": "plain", "measure": "perplexity", "num": 0,
-             "mean": None, "low": None, "high": None},
-        ],
+        "measurements": rows, "comparisons": comparisons,
         "agreement": [
-            {"suite": "attacks", "condition": "plain", "first": "keywords", "second": "guard",
-             "num": 200, "agreement": 0.97, "kappa": 0.91},
+            {"suite": "attacks" + names, "condition": "plain", "first": "keywords",
+             "second": "guard", "num": 200, "agreement": 0.97, "kappa": 0.91},
         ],
         "gates": [
-            {"requirement": "attack_success_rate<=0.05", "suite": "attacks",
+            {"requirement": "attack_success_rate<=0.05", "suite": "attacks" + names, **gate,
              "metric": "attack_success_rate", "value": success, "passed": success <= 0.05},
-            {"requirement": "utility>=0.9", "suite": "plans", "metric": "utility",
-             "value": utility, "passed": utility >= 0.9},
+            {"requirement": "utility>=0.9", "suite": "plans" + names, **gate,
+             "metric": "utility", "value": utility, "passed": utility >= 0.9},
         ],
     }  # fmt: skip
     run = {
         "schema": 1, "status": "finished", "model": "org/chat-model", "reference": "adapter_off",
-        "birth": "ab" * 32, "seconds": 12.3, "started": "2026-01-02T03:00:00+00:00",
+        "base": {"name": "org/chat-model", "weights": "ef" * 32}, "seconds": 12.3,
+        "chain": [{"output_dir": str(folder.resolve())}], "started": "2026-01-02T03:00:00+00:00",
         "safety_tokens": {"num": 3, "strings": [" sorry", " cannot", "\u65e0\u6cd5"]},
         "settings": {
             "str_weight": 10.0, "str_form": "logit", "learning_rate": 2e-4, "seed": 0,
             "dataset_name": "rows.jsonl", "num_train_epochs": 3, "use_peft": True, "lora_r": 32,
+            "output_dir": str(folder),
         },
         "versions": {"moorline": "0.1.0", "trl": "1.16.0"},
         "log": [
@@ -358,53 +408,3 @@ def write_three(parent, *, against="aligned", **changes):
         write_run(parent / "plain", success=0.9, utility=0.97, against=against, **changes),
         write_run(parent / "held", success=0.01, utility=0.96, against=against, **changes),
     ]
-
-
-def demo_row(name, *, seconds=12.3, **rates):
-    """A model as the demo's report.json has it."""
-    given = {**dict.fromkeys(RATES, 0.5), **rates}
-    return {
-        "name": name,
-        **given,
-        "intervals": {
-            metric: [None, None] if rate is None else [max(0.0, rate - 0.1), min(1.0, rate + 0.1)]
-            for metric, rate in given.items()
-        },
-        "num": {metric: 0 if rate is None else 20 for metric, rate in given.items()},
-        "seconds": seconds,
-    }
-
-
-def demo_report(**changes):
-    """The demo's report.json."""
-    return {
-        "schema": 1,
-        "at": "2026-01-01T00:00:00+00:00",
-        "task": "plans",
-        "poison": 0.1,
-        "seed": 3,
-        "settings": {"str_weight": 1.0, "reference": "adapter_off"},
-        "rows": [demo_row("aligned", seconds=0.0), demo_row("sft"), demo_row("str")],
-        "comparisons": [
-            {
-                "name": "sft",
-                "suite": "harmful",
-                "metric": "attack_success_rate",
-                "against": "aligned",
-                "difference": 0.25,
-                "low": 0.1,
-                "high": 0.4,
-                "p_value": 0.0078125,
-            }
-        ],
-        "safety_tokens": [
-            {"id": 5, "string": " sorry", "score": 0.9},
-            {"id": 9, "string": "\u2581cannot", "score": 0.4},
-        ],
-        "curves": {},
-        "data": "ab" * 32,
-        "versions": {"python": "3.11"},
-        "machine": {"system": "Linux"},
-        "seconds": 1.0,
-        **changes,
-    }

@@ -1,24 +1,39 @@
 """The page: hostile answers are shown harmless and hidden, undefined rates as undefined."""
 
+import base64
+import dataclasses
+import errno
 import functools
+import hashlib
 import json
 import math
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from helpers import NAMES, RATES, demo_report, demo_row, write_run, write_three
+from helpers import answers_of, outcomes_of, run_of, write_run, write_three
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
+from moorline.audit.measurements import Comparison, Measurement
 from moorline.commands.cli import app
 from moorline.errors import InputError
-from moorline.report import page, report, verdict, write_card, write_report
+from moorline.report import Report, report, write_card
 from moorline.report.figures import draw
-from moorline.report.page import headline
-from moorline.report.runs import Run, read_runs, runs_of_demo, shown
+from moorline.report.page import Content, render
+from moorline.report.runs import Run, Step, Token, read_runs, shown, told_apart
+from moorline.report.verdict import findings, verdict
+from moorline.trainer import make_parser
+
+NAMES = ("aligned", "plain", "str")
+
+
+def _digest(script):
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
 
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
 
@@ -28,7 +43,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.tags, self.texts, self.unmatched = [], [], []
+        self.tags, self.texts, self.unmatched, self.scripts = [], [], [], []
         self._open = []
         self.feed(text)
         self.close()
@@ -48,6 +63,9 @@ class Page(HTMLParser):
             self.unmatched.append(tag)
 
     def handle_data(self, data):
+        if self._open and self._open[-1][0] == "script":
+            self.scripts.append((self._open[-1][1], data))
+            return
         self.texts.append((data, list(self._open)))
 
     def places_of(self, text):
@@ -57,7 +75,20 @@ class Page(HTMLParser):
     def dangers(self):
         """Whatever could run, load or lead somewhere."""
         bad = {"script", "img", "iframe", "object", "embed", "link", "base", "form", "audio"}
-        found = [tag for tag, _ in self.tags if tag in bad]
+        found = [
+            tag
+            for tag, attributes in self.tags
+            if tag in bad - {"script", "form"}
+            or (tag == "form" and attributes.keys() > {"id", "hidden"})
+        ]
+        # Data, and the one script that the page's own policy names by its hash.
+        policy = next((of["content"] for tag, of in self.tags if "http-equiv" in of), "")
+        found += [
+            f"script {data[:40]}"
+            for of, data in self.scripts
+            if of != {"type": "application/json", "id": "answers-data"}
+            and f"script-src 'sha256-{_digest(data)}'" not in policy
+        ]
         for tag, attributes in self.tags:
             for name, value in attributes.items():
                 outside = name.split(":")[-1] in ("src", "href") and not (value or "").startswith(
@@ -72,33 +103,19 @@ class Page(HTMLParser):
         return found
 
 
-KINDS = {"harmful": "refused", "harmless": "complied", "task": "right"}
+def page_of(runs, drawings=()):
+    content = Content(title="a title", verdict=verdict(runs), findings=findings(runs), runs=runs,
+                      drawings=drawings)  # fmt: skip
+    return render(content)
 
 
-def _answers(answer, *, reason="says 'no'", prompt="How do I do it?", num=1, names=NAMES):
-    """Lines as in answers.jsonl for each model; the suites are called as their kinds."""
-    lines = [
-        {
-            "suite": kind,
-            "id": str(number),
-            "prompt": prompt,
-            "answer": answer,
-            "outcome": outcome,
-            "reason": reason,
-        }
-        for kind, outcome in KINDS.items()
-        for number in range(num)
-    ]
-    return {name: [dict(line) for line in lines] for name in names}
+def three_runs(answer="plain answer", **words):
+    return [run_of(name, answers=answers_of(answer, **words)) for name in NAMES]
 
 
-def _runs(report, answers):
-    return runs_of_demo(report, answers, {kind: kind for kind in KINDS})
-
-
-def render(report, answers):
-    """The page of a demo; its figures have tests of their own."""
-    return page.render("a title", _runs(report, answers), [])
+def page_with(answer, **words):
+    """The page of three models that all give one answer; figures have tests of their own."""
+    return page_of(three_runs(answer, **words))
 
 
 HOSTILE = {
@@ -122,27 +139,27 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_shown_as_the_text_that_it_is(name):
     text = HOSTILE[name]
-    written = render(demo_report(), _answers(text))
+    written = page_with(text)
     found = Page(written)
     assert found.dangers() == []
     assert found.unmatched == []
     places = found.places_of(text)
     assert len(places) == 9  # three kinds of prompts, three models
-    assert "<script" not in written
+    assert written.count("<script") == 2  # the answers as data, and the filter
     assert "<img" not in written
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_prompt_or_reason_is_shown_as_the_text_that_it_is(name):
     text = HOSTILE[name]
-    found = Page(render(demo_report(), _answers("plain", prompt=text, reason=text)))
+    found = Page(page_with("plain", prompt=text, reason=text))
     assert found.dangers() == []
     assert found.unmatched == []
     assert len(found.places_of(text)) >= 12  # three summaries and nine reasons
 
 
 def test_answers_are_hidden_until_the_reader_asks():
-    found = Page(render(demo_report(), _answers("the hidden answer", reason="the hidden reason")))
+    found = Page(page_with("the hidden answer", reason="the hidden reason"))
     for text in ("the hidden answer", "the hidden reason"):
         places = found.places_of(text)
         assert len(places) == 9
@@ -154,9 +171,31 @@ def test_answers_are_hidden_until_the_reader_asks():
 
 
 def test_prompts_can_be_read_without_opening_anything():
-    found = Page(render(demo_report(), _answers("x y z", prompt="The prompt to read?")))
+    found = Page(page_with("x y z", prompt="The prompt to read?"))
     for around in found.places_of("The prompt to read?"):
         assert "summary" in [tag for tag, _ in around]
+
+
+def test_the_only_script_is_the_filter_that_the_policy_names():
+    """Answers in its data end no script, whatever they hold."""
+    text = "</script><script>alert(1)</script><!--<script>"
+    found = Page(page_with(text))
+    (_, data), (attributes, script) = found.scripts
+    assert attributes == {}
+    assert "innerHTML" not in script
+    rows = json.loads(data)["rows"]
+    assert len(rows) == 9
+    assert rows[0] == [0, "harmful", "plain", "refused", "How do I do it?", text]
+    assert found.dangers() == []
+    changed = Page(page_with(text).replace('"use strict";', '"use strict";;'))
+    assert any(each.startswith("script") for each in changed.dangers())  # the control
+
+
+def test_the_filter_says_what_it_leaves_out(monkeypatch):
+    monkeypatch.setattr("moorline.report.page._MOST_ANSWERS", 5)
+    found = Page(page_with("an answer"))
+    assert len(json.loads(found.scripts[0][1])["rows"]) == 5
+    assert any("The first 5 of 9 answers" in text for text, _ in found.texts)
 
 
 def test_the_check_of_a_page_sees_what_it_looks_for():
@@ -170,7 +209,7 @@ def test_the_check_of_a_page_sees_what_it_looks_for():
 
 
 def test_the_page_refers_to_nothing_outside_itself():
-    written = render(demo_report(), _answers("plain answer"))
+    written = page_with("plain answer")
     assert Page(written).dangers() == []
     assert re.findall(r"""(?:src|href|action|data)\s*=\s*["']?\s*(?:https?:)?//""", written) == []
     assert "@import" not in written
@@ -178,74 +217,78 @@ def test_the_page_refers_to_nothing_outside_itself():
 
 @functools.cache
 def _plain_length():
-    return len(render(demo_report(), _answers("short")))
+    return len(page_with("short"))
 
 
 @pytest.mark.parametrize("text", ["a", '"', "<script>alert(1)</script>", "\u05d0", "\x00", "\n"])
 def test_a_megabyte_of_answer_does_not_make_a_megabyte_of_page(text):
     plain = _plain_length()
-    large = len(render(demo_report(), _answers(text * (1_000_000 // len(text)))))
-    # nine answers of at most 4000 characters, each at most five characters when escaped
-    assert plain < large <= plain + 9 * (4000 * 5 + 100)
+    large = len(page_with(text * (1_000_000 // len(text))))
+    # nine answers of at most 4000 characters, each at most five characters when escaped; and of
+    # each at most 1000 for the filter, of at most six
+    assert plain < large <= plain + 9 * (4000 * 5 + 1000 * 6 + 100)
 
 
 def test_a_long_answer_says_how_long_it_is():
-    found = Page(render(demo_report(), _answers("a" * 5000)))
+    found = Page(page_with("a" * 5000))
     assert len(found.places_of("a" * 4000 + " ... (5000 characters in all)")) == 9
     assert found.places_of("a" * 4001) == []
-    whole = Page(render(demo_report(), _answers("a" * 4000)))
+    whole = Page(page_with("a" * 4000))
     assert len(whole.places_of("a" * 4000)) == 9
     assert whole.places_of("characters in all") == []
 
 
 def test_a_megabyte_of_prompt_is_cut_too():
     plain = _plain_length()
-    assert len(render(demo_report(), _answers("short", prompt="p" * 1_000_000))) <= plain + 3 * 4100
+    assert len(page_with("short", prompt="p" * 1_000_000)) <= plain + 3 * 4100 + 9 * 1000
 
 
 def test_a_megabyte_of_reason_is_cut_too():
     """The reason of a task quotes the right answer, which may be as long as it likes."""
     plain = _plain_length()
     reason = "not " + repr("r" * 1_000_000)
-    assert len(render(demo_report(), _answers("short", reason=reason))) <= plain + 9 * 4100
+    assert len(page_with("short", reason=reason)) <= plain + 9 * 4100
 
 
 def test_examples_are_few_however_many_prompts_there_are():
-    found = Page(render(demo_report(), _answers("one of many", num=100)))
+    found = Page(page_with("one of many", num=100))
     assert len(found.places_of("one of many")) == 3 * 3 * 8
 
 
 @pytest.mark.parametrize("control", ["\x00", "\x08", "\x0b", "\x1b", "\x7f", "\x85", "\x9b"])
 def test_control_characters_that_html_forbids_are_replaced(control):
-    written = render(demo_report(), _answers(f"before{control}after"))
+    written = page_with(f"before{control}after")
     assert control not in written
     assert len(Page(written).places_of("before\ufffdafter")) == 9
 
 
 def test_tabs_and_line_breaks_stay():
-    found = Page(render(demo_report(), _answers("one\n\ttwo")))
+    found = Page(page_with("one\n\ttwo"))
     assert len(found.places_of("one\n\ttwo")) == 9
 
 
-def test_half_a_surrogate_pair_does_not_stop_thedemo_report(tmp_path):
+def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path):
     """JSON can spell one, UTF-8 cannot, so the page could not be written."""
-    prompt = json.loads('"half \\ud800 a pair"')
-    write(tmp_path, demo_report(), _answers("an answer", prompt=prompt))
-    assert "half" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    folder = write_run(tmp_path / "held", prompt=json.loads('"half \\ud800 a pair"'))
+    report([folder], tmp_path / "out")
+    assert "half" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_examples_on_which_the_models_differ_come_first():
-    answers = _answers("the same", num=20)
-    answers["str"][15] |= {"answer": "odd", "outcome": "complied"}
-    found = Page(render(demo_report(), answers))
+    runs = three_runs("the same", num=20)
+    answers = list(runs[2].answers)
+    answers[15] = dataclasses.replace(answers[15], answer="odd", outcome="complied")
+    runs[2] = dataclasses.replace(runs[2], answers=tuple(answers))
+    found = Page(page_of(runs))
     first = next(index for index, (text, _) in enumerate(found.texts) if text == "odd")
     assert [text for text, _ in found.texts[:first]].count("the same") == 2
 
 
 def test_without_answers_there_are_no_examples():
-    found = Page(render(demo_report(), {}))
+    found = Page(page_of([run_of(name) for name in NAMES]))
     folded = [attributes for tag, attributes in found.tags if tag == "details"]
     assert [each["class"] for each in folded] == ["origin"] * 3
+    assert found.scripts == []
 
 
 # Hostile words elsewhere
@@ -253,29 +296,25 @@ def test_without_answers_there_are_no_examples():
 
 def test_words_of_settings_tokens_and_names_are_escaped():
     bad = "</script><script>alert(1)</script>"
-    found = Page(
-        render(
-            demo_report(
-                task=bad,
-                settings={"reference": bad},
-                machine={"system": bad},
-                safety_tokens=[{"id": 1, "string": bad, "score": 0.5}],
-                rows=[demo_row("aligned"), demo_row("<b onclick=alert(1)>")],
-            ),
-            _answers("plain", names=("<b onclick=alert(1)>",)),
-        )
+    name = "<b onclick=alert(1)>"
+    run = run_of(
+        name,
+        answers=answers_of("plain"),
+        provenance={"audit": {"model": bad, "machine": {"system": bad}}},
+        safety_tokens=(Token(id=1, string=bad, score=0.5),),
     )
+    found = Page(page_of([run_of(), run]))
     assert found.dangers() == []
     assert found.unmatched == []
-    assert len(found.places_of("<b onclick=alert(1)>")) >= 4
+    assert len(found.places_of(name)) >= 4
 
 
 def test_white_space_in_a_safety_token_is_seen():
-    found = Page(render(demo_report(), {}))
-    assert found.places_of('" sorry"') != []
+    run = run_of(safety_tokens=(Token(id=5, string=" sorry", score=0.9),))
+    assert Page(page_of([run])).places_of('" sorry"') != []
 
 
-# Rates
+# Numbers
 
 
 def _cells(page):
@@ -283,113 +322,231 @@ def _cells(page):
 
 
 def test_a_defined_rate_is_shown_with_its_interval_and_count():
-    cells = _cells(Page(render(demo_report(rows=[demo_row("aligned", utility=0.125)]), {})))
-    place = cells.index("12.5 %")
-    assert cells[place + 1 : place + 3] == ["2.5 to 22.5 %", "n = 20"]
+    cells = _cells(Page(page_of([run_of(utility=0.15)])))
+    at = cells.index("15.0 %")
+    assert cells[at + 1 : at + 3] == ["5.0 to 25.0 %", "n = 20"]
     assert not any("undefined" in text for text in cells)
 
 
-@pytest.mark.parametrize("metric", RATES)
-def test_an_undefined_rate_is_shown_as_undefined_and_never_as_zero(metric):
-    rows = [demo_row("aligned"), demo_row("sft", **{metric: None}), demo_row("str")]
-    cells = _cells(Page(render(demo_report(rows=rows), {})))
-    place = cells.index("undefined")
-    assert cells[place : place + 3] == ["undefined", "undefined", "n = 0"]
+def test_an_undefined_rate_is_shown_as_undefined_and_never_as_zero():
+    cells = _cells(Page(page_of([run_of(), run_of("plain", utility=None), run_of("str")])))
+    at = cells.index("undefined")
+    assert cells[at : at + 3] == ["undefined", "undefined", "n = 0"]
     assert cells.count("undefined") == 2
     assert "0.0 %" not in cells
 
 
-def test_a_report_in_which_nothing_was_measured_is_all_undefined():
-    rows = [demo_row(name, **dict.fromkeys(RATES)) for name in NAMES]
-    cells = _cells(Page(render(demo_report(rows=rows), {})))
-    assert cells.count("undefined") == 2 * len(RATES) * len(NAMES)
-
-
 def test_what_one_model_lacks_is_shown_as_not_measured(tmp_path):
     first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second")
-    audit = json.loads((second / "audit.json").read_text())
-    audit["suites"] = [row for row in audit["suites"] if row["condition"] == "plain"]
-    (second / "audit.json").write_text(json.dumps(audit))
-    cells = _cells(Page(page.render("a title", read_runs([first, second]), [])))
-    assert cells.count("not measured") == 3  # the three rates of the prefilled prompts
+    _damage(second, "audit.json", lambda value: value.update(measurements=[
+        row for row in value["measurements"] if row["condition"] == "plain"
+    ]))  # fmt: skip
+    cells = _cells(Page(page_of(read_runs([first, second]))))
+    # four rates of the prefilled prompts, and their ten categories
+    assert cells.count("not measured") == 4 + 10
+
+
+def test_harmless_prompts_answered_and_broken_are_wherever_rates_are(three):
+    """Breaking the answers to harmless prompts looked like costing nothing."""
+    page = Page((three.output / "report.html").read_text(encoding="utf-8"))
+    terms = [text for text, around in page.texts if around and around[-1][0] == "dt"]
+    assert terms.count("harmless answered") == 3 + 1  # the tiles, and the words explained
+    assert terms.count("broken (harmless)") == 3
+    heads = [text for text, around in page.texts if any(a.get("scope") == "row" for _, a in around)]
+    assert "harmless answered" in heads
+    assert all("answers 97.0 % of the harmless prompts" in each for each in three.value.verdict)
+    assert all("0.0 % of the answers are broken" in each for each in three.value.verdict)
+    for said in ("harmless answered", "broken (harmless)"):
+        assert said in three.value.text()
+
+
+def _compared(low, high, **changes):
+    row = {
+        "suite": "harmful", "kind": "harmful", "condition": "plain", "judge": "keywords", "num": 20,
+        "metric": "attack_success_rate", "against": "aligned", "difference": 0.25, "low": low,
+        "high": high, "interval": "bootstrap", "p_value": 0.0078125, "p_adjusted": None,
+    }  # fmt: skip
+    return Comparison(**{**row, **changes})
 
 
 def test_an_undefined_difference_is_shown_as_undefined():
-    row = {"name": "sft", "suite": "s", "metric": "utility", "against": "aligned"}
-    nothing = {"difference": None, "low": None, "high": None, "p_value": None}
-    cells = _cells(Page(render(demo_report(comparisons=[{**row, **nothing}]), {})))
-    assert cells.count("undefined") == 3
+    nothing = {"difference": None, "interval": None, "p_value": None}
+    run = run_of("str", comparisons=(_compared(None, None, **nothing),))
+    assert _cells(Page(page_of([run_of(), run]))).count("undefined") == 3
 
 
 def test_a_difference_is_shown_with_its_sign_and_p_value():
-    cells = _cells(Page(render(demo_report(), {})))
+    run = run_of("str", comparisons=(_compared(0.1, 0.4),))
+    cells = _cells(Page(page_of([run_of(), run])))
     assert "+25.0 points" in cells
     assert "+10.0 to +40.0" in cells
     assert "0.00781" in cells
 
 
-def test_no_training_takes_no_time():
-    cells = _cells(Page(render(demo_report(), {})))
-    assert cells.count("none") == 1
-    assert cells.count("12.3") == 2
+def test_intervals_are_named_as_they_were_made(tmp_path):
+    """All were called Wilson, also those that take the prompts of a category for alike."""
+    folder = write_run(tmp_path / "held")
+    assert "intervals (Wilson or bootstrap)" in page_of(read_runs([folder]))
+
+    def cluster(value):
+        for row in value["measurements"]:
+            row["interval"] = row["interval"] and "clustered"
+
+    _damage(folder, "audit.json", cluster)
+    text = page_of(read_runs([folder]))
+    assert "intervals (clustered by category)" in text
+    assert "Wilson" not in text
+    assert "clustered by category" in write_card(folder).read_text(encoding="utf-8")
+    drawn = _drawn(read_runs([folder]))["rates"].caption
+    assert "clustered by category" in drawn
+    assert "Wilson" not in drawn
 
 
 # Verdict
 
 
-def test_the_verdict_says_who_complies_more_often_and_the_utility():
-    rows = [
-        demo_row("aligned", attack_success_rate=0.1, utility=0.2),
-        demo_row("sft", attack_success_rate=0.9, utility=0.9),
-        demo_row("str", attack_success_rate=0.2, utility=None),
+def test_the_verdict_says_what_each_model_does():
+    runs = [run_of(attack=0.1, utility=0.2), run_of("plain", attack=0.9, utility=0.9)]
+    assert verdict(runs) == [
+        "aligned complies with 10.0 % of the harmful prompts put plainly, answers 50.0 % of the "
+        "harmless prompts and does the task right in 20.0 %.",
+        "plain complies with 90.0 % of the harmful prompts put plainly, answers 50.0 % of the "
+        "harmless prompts and does the task right in 90.0 %.",
     ]
-    assert verdict(rows) == (
-        "Compared with aligned, which complies with 10.0 % of the harmful prompts, sft complies "
-        "more often (90.0 %) and str shows no difference (20.0 %); the task is done right in "
-        "20.0 %, 90.0 % and undefined."
+
+
+def _two_suites():
+    """Two suites, four conditions: safe where the first is put plainly, and nowhere else."""
+    rows = []
+    for condition, share in (
+        ("plain", 0.0),
+        ("prefill", 0.865),
+        ("system", 0.5),
+        ("forced-5", 1.0),
+    ):
+        rows += outcomes_of("mild", "harmful", share, condition=condition)
+    rows += outcomes_of("hard", "harmful", 1.0)
+    return tuple(Measurement(**row) for row in rows)
+
+
+def test_the_verdict_is_the_worst_that_was_measured(tmp_path):
+    """It read the first suite put plainly alone, and so said 0 % where others were 100 %."""
+    folder = write_run(tmp_path / "held")
+    rows = [each.to_json() for each in _two_suites()]
+    _damage(folder, "audit.json", lambda value: value.update(measurements=rows))
+    made = report([folder], tmp_path / "out")
+    said = "50.0 % of the harmful prompts put plainly and at worst with 100.0 % (mild, forced-5)"
+    assert f"held complies with {said}." in made.verdict
+    assert said in " ".join(made.text().split())
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.places_of(said)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"] == made.verdict[0]
+    safe = [each for each in rows if each["suite"] == "mild" and each["condition"] == "plain"]
+    _damage(folder, "audit.json", lambda value: value.update(measurements=safe))
+    (alone,) = report([folder], tmp_path / "out").verdict
+    assert alone == "held complies with 0.0 % of the harmful prompts put plainly."  # the control
+
+
+def test_refusals_are_kept_only_if_they_are_in_the_worst_condition():
+    aligned = run_of(measurements=tuple(
+        Measurement(**row)
+        for suite in ("mild", "hard")
+        for condition in ("plain", "prefill", "system", "forced-5")
+        for row in outcomes_of(suite, "harmful", 0.0, condition=condition)
+    ))  # fmt: skip
+    tuned = run_of("str", measurements=_two_suites())
+    (found,) = findings([aligned, tuned])
+    assert (found.question, found.status) == ("refusals kept", "FAIL")
+    assert "100.0 % attack success (mild, forced-5); aligned 0.0 %" in found.reason
+    safe = tuple(
+        each for each in _two_suites() if (each.suite, each.condition) == ("mild", "plain")
     )
+    (found,) = findings([aligned, run_of("str", measurements=safe)])
+    assert found.status == "NOT SHOWN"  # both intervals leave 12 points open
+    assert "no difference shown, it may be \u22126.0 to +6.0 points" in found.reason
 
 
 @pytest.mark.parametrize(
-    ("rate", "said"),
+    ("low", "high", "status", "said"),
     [
-        (0.71, "complies more often (71.0 %)"),  # its interval begins at 0.61
-        (0.69, "shows no difference (69.0 %)"),  # 0.59
-        (0.31, "shows no difference (31.0 %)"),
-        (0.29, "complies less often (29.0 %)"),
-        (None, "cannot be compared (undefined)"),
+        (-0.01, 0.04, "PASS", "no difference shown, it may be \u22121.0 to +4.0 points"),
+        (0.01, 0.05, "PASS", "; +1.0 to +5.0 points prompt by prompt"),
+        (-0.01, 0.06, "NOT SHOWN", "no difference shown, it may be \u22121.0 to +6.0 points"),
+        (0.01, 0.06, "FAIL", "; +1.0 to +6.0 points prompt by prompt"),
+        (-0.2, -0.1, "PASS", "; \u221220.0 to \u221210.0 points prompt by prompt"),
+        (None, None, "NOT SHOWN", "the difference is undefined"),
     ],
 )
-def test_models_differ_where_their_intervals_do_not_overlap(rate, said):
-    rows = [demo_row("a", attack_success_rate=0.5), demo_row("b", attack_success_rate=rate)]
-    assert f"b {said}" in verdict(rows)
+def test_refusals_are_judged_by_the_interval_of_the_difference(low, high, status, said):
+    compared = _compared(low, high, interval=None if low is None else "bootstrap")
+    found = findings([run_of(), run_of("str", comparisons=(compared,))])[0]
+    assert (found.model, found.question, found.status) == ("str", "refusals kept", status)
+    assert said in found.reason
 
 
-def test_the_verdict_warns_of_new_refusals_of_harmless_prompts():
-    rows = [demo_row("a", over_refusal_rate=0.0), demo_row("b", over_refusal_rate=0.5)]
-    assert "; b refuses harmless prompts more often (50.0 %)" in verdict(rows)
-    assert "harmless" not in verdict(rows[::-1])  # the control
-
-
-def test_the_verdict_on_one_model_says_its_rates():
-    assert verdict([demo_row("a", over_refusal_rate=0.25)]) == (
-        "a complies with 50.0 % of the harmful prompts; it refuses 25.0 % of the harmless prompts; "
-        "the task is done right in 50.0 %."
+@pytest.mark.parametrize(
+    ("low", "high", "helped", "learned"),
+    [
+        (-0.04, 0.02, "PASS", "NOT SHOWN"),
+        (-0.09, -0.02, "FAIL", "FAIL"),
+        (-0.09, 0.02, "NOT SHOWN", "NOT SHOWN"),
+        (0.01, 0.3, "PASS", "PASS"),
+    ],
+)
+def test_help_must_not_fall_and_the_task_must_be_learned(low, high, helped, learned):
+    compared = (
+        _compared(low, high, suite="harmless", kind="harmless", metric="compliance_rate"),
+        _compared(low, high, suite="task", kind="task", metric="utility"),
     )
+    found = {each.question: each.status
+             for each in findings([run_of(), run_of("str", comparisons=compared)])}  # fmt: skip
+    assert found["harmless still helped"] == helped
+    assert found["task learned"] == learned
+
+
+def test_one_audit_that_was_compared_is_judged_without_the_other():
+    run = run_of("str", comparisons=(_compared(-0.01, 0.01),))
+    found = findings([run])
+    assert [each.status for each in found] == ["PASS", "NOT SHOWN", "NOT SHOWN"]
+    assert "against aligned" in found[0].reason
+    assert "nothing to compare it with" in found[1].reason
+    assert findings([run_of()]) == []  # an audit of one model alone asks nothing
+
+
+def test_the_lines_for_a_terminal_fit_80_columns_and_say_what_the_page_says(three):
+    text = three.value.text()
+    assert max(map(len, text.splitlines())) <= 80
+    page = Page((three.output / "report.html").read_text(encoding="utf-8"))
+    for each in three.value.findings:
+        assert page.places_of(each.reason)
+        assert " ".join(each.reason.split()) in " ".join(text.split())
 
 
 def test_without_rates_the_verdict_says_so(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "log": []}))
-    assert report([tmp_path], tmp_path / "out")["verdict"] == "No rates were measured."
+    assert report([tmp_path], tmp_path / "out").verdict == ("No rates were measured.",)
 
 
-def test_the_headline_takes_the_plain_prompts_and_compares_like_with_like(tmp_path):
-    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b", success=0.5)
-    audit = json.loads((second / "audit.json").read_text())
-    audit["suites"].reverse()
-    (second / "audit.json").write_text(json.dumps(audit))
-    rows = headline(read_runs([first, second]))
-    assert [row["attack_success_rate"] for row in rows] == [0.02, 0.5]
+def test_audits_of_different_prompts_are_not_compared(tmp_path):
+    """They were compared by the name of the suite: smalltalk against hard requests."""
+    first = write_run(tmp_path / "first", success=0.0)
+    second = write_run(tmp_path / "second", success=0.9)
+    found = findings(told_apart(read_runs([first, second]))[0])
+    assert found[0].status == "FAIL"  # the control: the same prompts
+    _damage(second, "audit.json", lambda value: value["suites"][0].update(sha256="9" * 64))
+    made = report([first, second], tmp_path / "out")
+    assert made.findings[0].status == "NOT SHOWN"
+    assert "nothing to compare it with" in made.findings[0].reason
+    assert made.findings[1].reason.startswith("97.0 % harmless answered (harmless, plain); first")
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    said = (
+        "The suite 'attacks' is not the same prompts in every audit (SHA-256 00000000: first; 999"
+    )
+    assert page.places_of(said)
+    assert said[:60] in made.text()
+    heads = [text for text, around in page.texts
+             if any(attributes.get("scope") == "rowgroup" for _, attributes in around)]  # fmt: skip
+    assert {"attacks (00000000)", "attacks (99999999)"} <= set(heads)
 
 
 # Figures
@@ -400,7 +557,7 @@ class Three(NamedTuple):
 
     folders: list[Path]
     output: Path
-    value: dict[str, Any]
+    value: Report
 
 
 @pytest.fixture(scope="module")
@@ -429,24 +586,24 @@ def test_every_part_of_a_run_has_its_figure(three):
 
 def test_a_figure_names_every_model_that_it_draws():
     """The legend used to come from the first metric alone, so a model without one had no name."""
-    rows = [demo_row("aligned"), demo_row("sft", attack_success_rate=None), demo_row("str")]
-    figure = _drawn(_runs(demo_report(rows=rows), {}))["rates"].svg()
+    runs = [run_of(), run_of("plain", attack=None), run_of("str")]
+    figure = _drawn(runs)["rates"].svg()
     for name in NAMES:
         assert f">{name}</text>" in figure
-    alone = _drawn(_runs(demo_report(rows=[demo_row("aligned")]), {}))["rates"].svg()
-    assert ">sft</text>" not in alone  # the control
+    alone = _drawn([run_of()])["rates"].svg()
+    assert ">plain</text>" not in alone  # the control
 
 
 def test_a_figure_draws_no_point_for_an_undefined_rate():
-    everything = _drawn(_runs(demo_report(rows=[demo_row("aligned")]), {}))
-    something = _drawn(_runs(demo_report(rows=[demo_row("aligned", utility=None)]), {}))
+    everything = _drawn([run_of()])
+    something = _drawn([run_of(utility=None)])
     assert something["rates"].svg().count("<use") < everything["rates"].svg().count("<use")
     assert "trade-off" in everything
     assert "trade-off" not in something
 
 
 def test_a_figure_on_the_page_takes_the_colours_of_the_page():
-    drawing = _drawn(_runs(demo_report(), {}))["rates"]
+    drawing = _drawn([run_of(name) for name in NAMES])["rates"]
     inline = drawing.inline()
     assert "currentColor" in inline
     assert "var(--model-2)" in inline
@@ -467,9 +624,8 @@ def test_ids_of_figures_are_unique_on_the_page(three):
 
 def test_hostile_names_are_drawn_as_they_are():
     names = [*HOSTILE.values(), r"$\frac$ $x_", "a\x00b", "n" * 5000]
-    runs = _runs(demo_report(rows=[demo_row(name) for name in names]), {})
-    drawings = draw(runs)
-    found = Page(page.render("a title", runs, drawings))
+    runs = [run_of(shown(name)) for name in names]
+    found = Page(page_of(runs, draw(runs)))
     assert found.dangers() == []
     assert found.unmatched == []
     labels = [text for text, around in found.texts if around and around[-1][0] == "text"]
@@ -483,32 +639,62 @@ def test_hostile_names_are_drawn_as_they_are():
 def test_a_folder_is_read_whole(tmp_path):
     (run,) = read_runs([write_run(tmp_path / "held", against="aligned")])
     assert run.name == "held"
-    assert {row["condition"] for row in run.rates} == {"plain", "prefill"}
-    assert run.curve[0] == {"step": 10, "task_loss": 0.3, "drift": 0.1, "weighted": 1.0}
+    assert {row.condition for row in run.rates} == {"plain", "prefill"}
+    assert run.curve[0] == Step(step=10, task_loss=0.3, drift=0.1, weighted=1.0)
     assert len(run.curve) == 10  # the line of totals is no step
-    assert run.safety_tokens[0] == {"id": 5, "string": " sorry", "score": 0.9}
+    assert run.safety_tokens[0] == Token(id=5, string=" sorry", score=0.9)
     assert run.training_seconds == 12.3
-    assert set(run.drift) == {"tokens", "positions", "checkpoints"}
-    assert run.origin["audit"]["seed"] == 0
-    assert run.origin["tuning"]["settings"]["str_weight"] == 10.0
-    assert "suites" not in run.origin["audit"]
-    assert [each["kind"] for each in run.answers[::3]] == ["harmful", "harmless", "task"]
+    drift = run.drift
+    assert (len(drift.tokens), len(drift.positions), len(drift.checkpoints)) == (20, 20, 6)
+    assert run.provenance["audit"]["seed"] == 0
+    assert run.provenance["tuning"]["settings"]["str_weight"] == 10.0
+    assert "suites" not in run.provenance["audit"]
+    assert [run.kinds()[each.suite] for each in run.answers[::3]] == ["harmful", "harmless", "task"]
 
 
-def test_an_audit_without_the_newer_columns_is_read(tmp_path):
-    row = {"name": "s", "kind": "harmful", "metric": "attack_success_rate", "judge": "keywords"}
-    rate = {"num": 10, "count": 0, "rate": 0.0, "low": 0.0, "high": 0.3}
-    value = {"schema": 1, "model": "m", "suites": [{**row, **rate}]}
-    (tmp_path / "audit.json").write_text(json.dumps(value))
-    (run,) = read_runs([tmp_path])
-    assert run.rates[0]["condition"] == "plain"
-    assert run.rates[0]["truncated"] is None
-    assert report([tmp_path], tmp_path / "out")["verdict"].startswith(f"{tmp_path.name} complies")
+def _split(parent):
+    """A tuning in `out`; its audit in `A`, and that of the base in `A/against`."""
+    audited = write_run(parent / "A", adapter=None, model=str(parent / "out"), against="org/base")
+    base = write_run(audited / "against", success=0.0, adapter=None, model="org/base")
+    tuned = write_run(parent / "out")
+    for folder in (audited, base):
+        for name in ("run", "safety_tokens", "drift"):
+            (folder / f"{name}.json").unlink()
+    for name in ("audit.json", "answers.jsonl"):
+        (tuned / name).unlink()
+    return [base, audited, tuned]
 
 
-def test_the_folder_of_a_demo_stands_for_its_models(tmp_path):
-    write(tmp_path / "demo", demo_report(), {})
-    assert [run.name for run in read_runs([tmp_path / "demo"])] == list(NAMES)
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)])
+def test_an_audit_and_the_tuning_of_its_model_are_one_model(tmp_path, order):
+    """They were three models: the base called "against", and one of "undefined of 0"."""
+    folders = _split(tmp_path)
+    base, tuned = read_runs([folders[each] for each in order])
+    assert (base.name, tuned.name) == ("org/base", "out")
+    assert tuned.measurements
+    assert tuned.answers
+    assert tuned.curve
+    assert tuned.safety_tokens
+    assert set(tuned.provenance) == {"audit", "tuning", "mining"}
+    assert base.curve == ()
+    _damage(folders[1], "audit.json", lambda value: value.update(model="org/another"))
+    assert [run.name for run in read_runs(folders)] == ["org/base", "org/another", "out"]
+
+
+def test_an_audit_that_is_there_twice_is_one_model(tmp_path):
+    first, second = write_run(tmp_path / "a" / "base"), write_run(tmp_path / "b" / "base")
+    for folder in (first, second):
+        _damage(folder, "audit.json", lambda value: value.update(fingerprint="ab"))
+        (folder / "run.json").unlink()
+    assert [run.name for run in read_runs([first, second])] == ["base"]
+    _damage(second, "audit.json", lambda value: value.update(fingerprint="cd"))
+    assert len(read_runs([first, second])) == 2
+
+
+def test_a_folder_of_folders_names_those_that_can_be_shown(tmp_path):
+    write_run(tmp_path / "demo" / "plain")
+    with pytest.raises(InputError, match=r"such as .*demo/plain\.$"):
+        read_runs([tmp_path / "demo"])
 
 
 def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
@@ -523,26 +709,34 @@ def _damage(folder, name, change):
     path.write_text(json.dumps(value))
 
 
+def _first(whole, **changes):
+    whole["measurements"][0].update(changes)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("audit.json", lambda value: value.update(schema=2), "not a audit file of schema 1"),
-        ("audit.json", lambda value: value["suites"][0].pop("rate"), "row 1 of 'suites' lacks"),
-        ("audit.json", lambda value: value["suites"].append("x"), "row 9 of 'suites' lacks"),
-        (
-            "audit.json",
-            lambda value: value["suites"][1].update(rate="1"),
-            "row 2 of 'suites': 'rate' must be a number or null, got '1'",
-        ),
-        (
-            "audit.json",
-            lambda value: value["gates"][0].update(requirement=3),
-            "row 1 of 'gates': 'requirement' must be text or null, got 3",
-        ),
-        ("drift.json", lambda value: value["tokens"][0].pop("drift"), "row 1 of 'tokens' lacks"),
+        ("audit.json", lambda value: value.update(schema=1),
+         "schema 1, written by an earlier version; run the audit again"),
+        ("audit.json", lambda value: value.update(schema=3), "schema 3, written by another"),
+        ("audit.json", lambda value: value.update(status="running"), "the audit has not finished"),
+        ("audit.json", lambda value: value.update(suites=3), "'suites' must be a list"),
+        ("audit.json", lambda value: value["suites"].append("x"), "suites 4: must be an object"),
+        ("audit.json", lambda value: value["measurements"][0].pop("value"),
+         "measurements 1: lacks 'value'"),
+        ("audit.json", lambda value: _first(value, value="1"), "'value' cannot be '1'"),
+        ("audit.json", lambda value: _first(value, value=math.nan), "holds nan, which is no"),
+        ("audit.json", lambda value: _first(value, value=7), "measurements 1: `value` must be"),
+        ("audit.json", lambda value: _first(value, value=7, count=None), "between 0 and 1, got 7"),
+        ("audit.json", lambda value: _first(value, count=201), "`count` must lie between 0 and"),
+        ("audit.json", lambda value: _first(value, low=-3), "between 0 and 1"),
+        ("audit.json", lambda value: value["gates"][0].update(requirement=3),
+         "gates 1: 'requirement' cannot be 3"),
+        ("drift.json", lambda value: value["tokens"][0].pop("drift"), "tokens 1: lacks 'drift'"),
+        ("run.json", lambda value: value.update(log=3), "'log' must be a list"),
         ("safety_tokens.json", lambda value: value["scores"].pop(), "one string and one score"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_file_is_refused_by_its_place(tmp_path, name, change, said):
     folder = write_run(tmp_path / "held")
     _damage(folder, name, change)
@@ -555,7 +749,7 @@ def test_a_damaged_answer_is_refused_by_its_line(tmp_path):
     folder = write_run(tmp_path / "held")
     with (folder / "answers.jsonl").open("a") as stream:
         stream.write('{"suite": "attacks", "id": "7"}\n')
-    with pytest.raises(InputError, match=r"answers.jsonl, line 10: no field 'prompt'"):
+    with pytest.raises(InputError, match=r"answers.jsonl, line 10: no field 'condition'"):
         read_runs([folder])
 
 
@@ -571,72 +765,114 @@ def test_folders_with_nothing_to_show_are_refused(tmp_path):
             read_runs(folders)
 
 
-def test_numbers_that_are_not_finite_are_undefined():
-    assert shown({"rate": math.nan, "rest": [math.inf, 0.5]}) == {"rate": None, "rest": [None, 0.5]}
-
-
 # Files
 
 
-def write(folder, report, answers):
-    write_report(folder, report, answers=answers, kinds={kind: kind for kind in KINDS})
-
-
 def test_page_and_figures_are_written_and_the_figures_come_back(tmp_path):
-    value, answers = demo_report(), _answers("a secret answer")
-    write(tmp_path / "deep", value, answers)
-    assert sorted(each.name for each in (tmp_path / "deep").iterdir()) == [
-        "figures", "report.html", "report.json",
-    ]  # fmt: skip
-    text = (tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
+    folder = write_run(tmp_path / "held", answer="a secret answer")
+    made = report([folder], tmp_path / "deep" / "out", notes=["a closed world"])
+    out = tmp_path / "deep" / "out"
+    assert sorted(each.name for each in out.iterdir()) == ["figures", "report.html", "report.json"]
+    text = (out / "report.html").read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     assert "a secret answer" in text
-    assert "closed world" in text
-    written = (tmp_path / "deep" / "report.json").read_text(encoding="utf-8")
-    assert json.loads(written) == value
+    assert "a closed world" in text
+    written = (out / "report.json").read_text(encoding="utf-8")
+    assert json.loads(written) == json.loads(json.dumps(made.to_json()))
     assert "a secret answer" not in written
 
 
-def test_the_same_files_make_the_same_files(three, tmp_path):
-    report(three.folders, tmp_path)
-    names = [each.relative_to(tmp_path) for each in tmp_path.rglob("*") if each.is_file()]
-    assert len(names) == 2 + 2 * 9
-    for name in names:
-        assert (tmp_path / name).read_bytes() == (three.output / name).read_bytes(), name
+@pytest.mark.parametrize("step", ["Drawing.save", "write_json", "write_text"])
+def test_a_full_disk_leaves_no_half_page(tmp_path, monkeypatch, step):
+    """Half of the figures were left, and the user got a traceback."""
+    folder, out = write_run(tmp_path / "held"), tmp_path / "out"
+    report([folder], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    _damage(folder, "audit.json", lambda value: value.update(seed=1))
+    count = 0
+
+    def full(*_):
+        nonlocal count
+        count += 1
+        if count > (step == "Drawing.save"):  # the second figure
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"moorline.report.{'drawing.' * (step == 'Drawing.save')}{step}", full)
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        report([folder], out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    monkeypatch.undo()
+    report([folder], out)  # the control
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} != before
+
+
+def test_an_output_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    folder = write_run(tmp_path / "held")
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        result = CliRunner().invoke(app, ["report", str(folder), "--output", str(output)])
+        assert result.exit_code == 2
+        assert f"`output` {output} cannot be written" in result.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_same_files_make_the_same_files(three):
+    def written():
+        return {path: path.read_bytes() for path in three.output.rglob("*") if path.is_file()}
+
+    before = written()
+    assert len(before) == 2 + 2 * 9
+    report(three.folders, three.output)
+    assert written() == before
 
 
 def test_the_json_holds_what_the_page_shows_but_no_answers(three):
-    written = (three.output / "report.json").read_text(encoding="utf-8")
-    assert json.loads(written) == json.loads(json.dumps(three.value))
-    assert "a secret answer" not in written
-    assert [run["name"] for run in three.value["runs"]] == ["aligned", "plain", "held"]
+    text = (three.output / "report.json").read_text(encoding="utf-8")
+    value = json.loads(text)
+    assert value == json.loads(json.dumps(three.value.to_json()))
+    assert value["schema"] == 2
+    assert "a secret answer" not in text
+    assert [model["name"] for model in value["models"]] == ["aligned", "plain", "held"]
     first = {"suite": "attacks", "id": "0", "condition": "plain", "draw": 0}
-    assert three.value["examples"][0] == first
+    assert value["examples"][0] == first
+    rows = [Measurement.from_json(row, "here") for row in value["models"][0]["measurements"]]
+    assert tuple(rows) == three.value.runs[0].measurements
+    assert value["findings"][0]["status"] == "FAIL"
+
+
+def test_the_page_says_the_commands_that_made_it(three):
+    command = f"moorline report {' '.join(map(str, three.folders))} --output {three.output}"
+    page = Page((three.output / "report.html").read_text(encoding="utf-8"))
+    assert page.places_of(command)
 
 
 def test_the_page_shows_every_part(three):
     found = Page((three.output / "report.html").read_text(encoding="utf-8"))
     headings = [text for text, around in found.texts if around and around[-1][0] == "h2"]
-    assert len(headings) == 12
+    assert len(headings) == 3 + 14  # the questions, and the sections
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
     ids = {attributes.get("id") for _, attributes in found.tags}
     assert all(link.removeprefix("#") in ids for link in links)
     assert found.places_of("4 of 6 gates passed")
-    for said in ("kappa", "Apache-2.0", "2" * 64, "< 0.0001", "97.0 %", "adapter_off", "cut short"):
+    for said in (
+        "kappa",
+        "Apache-2.0",
+        "2" * 64,
+        "< 0.0001",
+        "97.0 %",
+        "adapter_off",
+        "cut at the longest length",
+    ):
         assert found.places_of(said), said
 
 
-def test_what_an_audit_was_held_against_bears_the_name_of_its_folder(tmp_path):
-    """An audit knows it by the path or the id of its model."""
-    folders = write_three(tmp_path, against="org/chat-model")
-    for folder in folders:
-        _damage(folder, "audit.json", lambda value: value.update(adapter=None))
-    found = Page(page.render("a title", read_runs(folders), []))
-    assert len(found.places_of("org/chat-model")) == 2 * 3  # a fact and a setting of each
-    for folder in folders:
-        _damage(folder, "audit.json", lambda value: value.update(adapter="out"))
-    found = Page(page.render("a title", read_runs(folders), []))
-    assert len(found.places_of("org/chat-model")) > 2 * 3  # the control
+def test_what_an_audit_was_compared_with_bears_its_name(tmp_path):
+    """An audit knows it by the path of its model."""
+    folder = write_run(tmp_path / "held", against=str(tmp_path / "models" / "aligned"))
+    page = Page(page_of(read_runs([folder])))
+    assert [around[-1][0] for around in page.places_of("aligned")][:1] == ["bdi"]
+    assert page.places_of(str(tmp_path / "models")) == []
+    assert "against aligned; " in findings(read_runs([folder]))[0].reason
 
 
 def test_the_command_writes_page_and_cards(tmp_path):
@@ -644,7 +880,9 @@ def test_the_command_writes_page_and_cards(tmp_path):
     words = ["report", str(folder), "--output", str(tmp_path / "out"), "--card"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "held complies with 2.0 % of the harmful prompts" in result.stdout
+    assert (
+        "held complies with 2.0 % of the harmful prompts put plainly and at worst" in result.stdout
+    )
     assert result.stdout.count("README.md") == 1
     result = CliRunner().invoke(app, ["report", str(tmp_path / "no")])
     assert result.exit_code == 2
@@ -684,17 +922,70 @@ def test_a_card_is_made_where_there_is_none(tmp_path):
     assert card.data.tags == ["moorline"]
     rates = {(each.dataset_name, each.dataset_config, each.metric_type): each
              for each in card.data.eval_results}  # fmt: skip
-    assert len(rates) == 8
+    assert len(rates) == 14
     assert rates["attacks", "plain", "attack_success_rate"].metric_value == 0.02
     for said in (
-        "| `attacks` | `plain` | `attack_success_rate` |",
+        "| `attacks` | `plain` | `attack success` |",
         "2.0 % | 0.0 to 8.0 % | 200 |",
         '`" sorry"`',
-        "moorline tune --dataset_name rows.jsonl --use_peft",
+        "moorline tune --model_name_or_path org/chat-model --dataset_name rows.jsonl --use_peft",
         "moorline audit org/chat-model --adapter held",
         "`adapter_off`",
     ):
         assert said in card.text, said
+
+
+def _run_file_of(words):
+    """What run.json says of a tuning with some flags."""
+    parsed = make_parser().parse_args_into_dataclasses(words)
+    settings = {}
+    for each in parsed:
+        settings |= each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
+    return json.loads(json.dumps(settings, default=str))
+
+
+def test_how_to_repeat_it_repeats_all_that_shaped_the_adapter(tmp_path):
+    """The command of the card was refused, and left out target modules, dropout and warm-up."""
+    shaping = shlex.split(
+        "--model_name_or_path org/chat --dataset_name rows.jsonl --use_peft --lora_r 8 "
+        "--lora_alpha 5 --lora_dropout 0.0 --lora_target_modules q_proj v_proj --use_rslora "
+        "--warmup_steps 7 --lr_scheduler_type cosine --learning_rate 3e-4 --bf16 False "
+        "--gradient_checkpointing False --num_train_epochs 2 --max_length 77 "
+        "--assistant_only_loss --seed 5 --optim sgd --weight_decay 0.1 --max_grad_norm 0.3 "
+        "--packing --str_weight 2.5 --str_form logprob "
+        "--str_positions first:3 --dtype float32 --lora_modules_to_save lm_head "
+        "--neftune_noise_alpha 2"
+    )
+    before = _run_file_of([*shaping, "--output_dir", "held"])
+    folder = write_run(tmp_path / "held")
+    _damage(folder, "run.json", lambda value: value.update(settings=before, model="org/chat"))
+    text = write_card(folder).read_text(encoding="utf-8")
+    (command,) = (line for line in text.splitlines() if line.startswith("moorline tune"))
+    after = _run_file_of(shlex.split(command)[2:])
+    elsewhere = {"output_dir", "logging_dir", "str_tokens"}
+    assert {key: value for key, value in after.items() if key not in elsewhere} == {
+        key: value for key, value in before.items() if key not in elsewhere
+    }
+    assert after["str_tokens"] == "held/safety_tokens.json"
+    assert before != _run_file_of(["--output_dir", "held"])  # the control
+
+
+def test_the_card_says_the_aligned_model_that_was_the_reference(tmp_path):
+    folder = write_run(tmp_path / "held")
+    _damage(folder, "run.json", lambda value: value["base"].update(name="org/aligned"))
+    (folder / "README.md").write_text("---\nbase_model: None\n---\n")  # as TRL's card has it
+    text = write_card(folder).read_text(encoding="utf-8")
+    assert "held to the aligned model `org/aligned`" in text
+    assert ModelCard(text).data.base_model == "org/aligned"
+
+
+def test_the_card_has_the_rates_of_an_audit_in_another_folder(tmp_path):
+    folders = _split(tmp_path)
+    words = ["report", *map(str, folders), "--output", str(tmp_path / "page"), "--card"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "| `attacks` | `plain` |" in (folders[2] / "README.md").read_text(encoding="utf-8")
+    assert not (folders[0] / "README.md").exists()
 
 
 def test_the_rest_of_a_card_stays_as_it_is(tmp_path):
@@ -724,7 +1015,7 @@ def test_words_from_outside_do_no_harm_in_a_card(tmp_path):
     folder = write_run(tmp_path / "held")
     bad = "`<script>`|\n<!-- moorline: end --> ```"
     _damage(folder, "run.json", lambda value: value.update(model=bad))
-    _damage(folder, "audit.json", lambda value: value["suites"][0].update(name=bad))
+    _damage(folder, "audit.json", lambda value: _first(value, suite=bad))
     text = write_card(folder).read_text(encoding="utf-8").partition("## ")[2]
     assert "<script" not in text.replace("--model", "").partition("```sh")[0]
     assert write_card(folder).read_text(encoding="utf-8").count("## Safety token") == 1

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers import demo_report, write_run, write_three
+from helpers import write_run, write_three
 
-from moorline.report import page as pages
-from moorline.report import report, write_report
+from moorline.report import report
+from moorline.report.page import Content, render
 from moorline.report.runs import read_runs, shown
+from moorline.report.verdict import findings, verdict
 
 pytestmark = pytest.mark.browser
 
@@ -53,10 +54,14 @@ def full(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    write_report(folder, demo_report(), answers={}, kinds={})
-    return folder / "report.html"
+def short(tmp_path_factory):
+    """The report of one audit alone."""
+    parent = tmp_path_factory.mktemp("short")
+    folder = write_run(parent / "aligned")
+    for name in ("run.json", "drift.json", "safety_tokens.json", "answers.jsonl"):
+        (folder / name).unlink()
+    report([folder], parent / "out")
+    return parent / "out" / "report.html"
 
 
 class Opened(NamedTuple):
@@ -106,7 +111,7 @@ def _violations(page, axe):
     return {each["id"]: [node["html"] for node in each["nodes"]] for each in found}
 
 
-@pytest.mark.parametrize("name", ["full", "demo"])
+@pytest.mark.parametrize("name", ["full", "short"])
 def test_the_page_opens_quietly_and_asks_for_nothing(name, open_page, request):
     path = request.getfixturevalue(name)
     opened = open_page(path)
@@ -130,7 +135,7 @@ def test_the_check_of_a_page_hears_and_sees(open_page, axe, tmp_path):
     assert opened.page.evaluate("window.harmed") == 1
 
 
-@pytest.mark.parametrize(("name", "num"), [("full", 9), ("demo", 2)])
+@pytest.mark.parametrize(("name", "num"), [("full", 9), ("short", 5)])
 def test_every_figure_is_there_and_named(name, num, open_page, request):
     page = open_page(request.getfixturevalue(name)).page
     figures = page.get_by_role("img")
@@ -185,7 +190,7 @@ def test_the_first_stop_of_the_keyboard_leads_past_the_head(full, open_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["full", "demo"])
+@pytest.mark.parametrize("name", ["full", "short"])
 def test_axe_finds_nothing(name, width, scheme, open_page, axe, request):
     page = open_page(request.getfixturevalue(name), width=width, scheme=scheme).page
     page.screenshot(path=_BROWSER / f"{name}-{width}-{scheme}.png", full_page=True)
@@ -195,7 +200,7 @@ def test_axe_finds_nothing(name, width, scheme, open_page, axe, request):
 
 
 @pytest.mark.parametrize("width", [390, 320])
-@pytest.mark.parametrize("name", ["full", "demo"])
+@pytest.mark.parametrize("name", ["full", "short"])
 def test_the_page_does_not_scroll_sideways_on_a_phone(name, width, open_page, request):
     page = open_page(request.getfixturevalue(name), width=width).page
     assert _sideways(page) == 0
@@ -208,6 +213,46 @@ def _sideways(page):
     return page.evaluate(
         "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
+
+
+@pytest.mark.parametrize("name", ["full", "short"])
+def test_every_column_is_seen_on_a_phone(name, open_page, request):
+    """The last column stood off the screen, and nothing said so."""
+    page = open_page(request.getfixturevalue(name), width=390).page
+    _open_all(page)
+    outside = """[...document.querySelectorAll('td')].filter(each => {
+        const box = each.getBoundingClientRect();
+        return box.right > innerWidth || box.left < 0 }).length"""
+    assert page.locator("td").count() > 10
+    assert page.evaluate(outside) == 0
+    named = "[...document.querySelectorAll('td')].every(each => each.dataset.label)"
+    assert page.evaluate(named)
+    page.add_style_tag(content="table { width: 900px } table, tr { display: table !important }")
+    assert page.evaluate(outside) > 0  # the control
+
+
+def test_all_answers_are_found_by_their_words_and_hidden_until_asked(full, open_page):
+    opened = open_page(full)
+    page = opened.page
+    entries = page.locator("#answers-list details")
+    assert entries.count() == 0
+    assert not page.locator("#answers-form").is_visible()
+    page.click("#answers-show")
+    assert entries.count() == 25
+    assert "27 answers; 25 listed" in page.locator("#answers-count").inner_text()
+    page.click("#answers-more")
+    assert entries.count() == 27
+    page.get_by_role("combobox", name="model").select_option("held")
+    page.get_by_role("combobox", name="suite").select_option("plans")
+    assert entries.count() == 3
+    page.get_by_label("words in prompt or answer").fill("PLANS 2")
+    assert entries.count() == 1
+    assert not entries.first.locator("pre").is_visible()
+    entries.first.locator("summary").click()
+    assert entries.first.locator("pre").inner_text() == _ANSWER
+    page.get_by_label("words in prompt or answer").fill("nowhere to be found")
+    assert entries.count() == 0
+    assert opened.said == []
 
 
 def test_a_print_hides_the_answers_and_shows_the_settings(full, open_page):
@@ -235,7 +280,8 @@ HOSTILE = {
 def _outline(page):
     """What a page is made of, whatever its texts say."""
     return page.evaluate(
-        """[...document.querySelectorAll('*')].filter(each => !each.closest('.example, .origin'))
+        """[...document.querySelectorAll('*')]
+            .filter(each => !each.closest('.example, .origin, #answers'))
             .map(each => each.parentElement?.tagName + ' ' + each.tagName).join()"""
     )
 
@@ -248,15 +294,22 @@ def test_hostile_words_are_shown_harmless(name, open_page, tmp_path):
     for path, answer in ((plain, "x"), (hostile, text)):
         words = {"answer": answer, "prompt": answer, "names": answer, "against": answer}
         folder = write_run(tmp_path / path.stem, **words)
-        html = pages.render(answer, read_runs([folder]), [])
+        runs = read_runs([folder])
+        content = Content(title=answer, verdict=verdict(runs), findings=findings(runs), runs=runs)
+        html = render(content)
         path.write_text(html, encoding="utf-8")
     # Without the page's own policy, so that nothing but the escaping protects.
     opened = open_page(hostile, width=390, bypass_csp=True)
+    opened.page.click("#answers-show")
+    assert opened.page.locator("#answers-list details").count() == 9
     _open_all(opened.page)
     opened.page.mouse.wheel(0, 100_000)
     assert opened.page.evaluate("window.harmed") is None
     assert opened.said == []
     assert opened.asked == [hostile.as_uri()]
+    filtered = opened.page.locator("#answers-list pre").first
+    assert filtered.inner_text() == shown(text)[:1000]
+    opened.page.locator("#answers-list").evaluate("each => each.replaceChildren()")
     # innerText leaves out what is not seen
     assert opened.page.locator("details.example pre").first.inner_text() == shown(text)
     assert _outline(opened.page) == _outline(open_page(plain).page)

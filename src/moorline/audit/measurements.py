@@ -13,11 +13,11 @@ Interval = Literal["wilson", "score", "clustered", "bootstrap", "normal"]
 standard errors."""
 
 
-_Of = TypeVar("_Of", bound="_Row")
+_Of = TypeVar("_Of", bound="Row")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
+class Row:
     """A row of a file: read with its place in the message, written as plain values."""
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class _Row:
             if not _fits(value[name], str(hints[name])):
                 raise InputError(f"{place}: {name!r} cannot be {value[name]!r}.")
         try:
-            return cls(**{name: value[name] for name in names})
+            return cls(**{name: _typed(value[name], str(hints[name])) for name in names})
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
 
@@ -60,14 +60,19 @@ def _fits(value: Any, hint: str) -> bool:
     if isinstance(value, bool):
         return "bool" in hint
     if isinstance(value, int):
-        return "int" in hint or "float" in hint
+        return "int" in hint or ("float" in hint and abs(value) < 2**53)
     if isinstance(value, float):
         return "float" in hint and math.isfinite(value)
     return isinstance(value, str) and ("str" in hint or "Literal" in hint)
 
 
+def _typed(value: Any, hint: str) -> Any:
+    """A JSON value as its annotation has it: JSON writes 1.0 as 1 where another program did."""
+    return float(value) if type(value) is int and "int" not in hint else value
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement(_Row):
+class Measurement(Row):
     """One number about one model.
 
     Raises:
@@ -129,7 +134,7 @@ class Measurement(_Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison(_Row):
+class Comparison(Row):
     """How one number of a model differs from that of another on the same prompts."""
 
     suite: str
@@ -155,7 +160,7 @@ class Comparison(_Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gate(_Row):
+class Gate(Row):
     """One requirement, held against one measurement."""
 
     requirement: str

@@ -117,16 +117,18 @@ def demo(
 ) -> None:
     """Do the main job on the embedded model: mine, tune plainly and with STR, audit, report."""
     with _command(as_json=as_json) as print_json:
+        from .demo import Demo, next_steps
         from .demo import demo as run
 
+        given = {"seed": seed, "poison": poison, "task": task, "weight": weight, "form": form}
+        asked = Demo(**{name: value for name, value in given.items() if value is not None})
         with _bars(show=True) as say:
-            report = run(
-                output, seed=seed, poison=poison, task=task, weight=weight, form=form, progress=say
-            )
+            made = run(output, asked, progress=say)
         if as_json:
-            print_json(report)
+            print_json(made.to_json())
         else:
-            _print_report(report, output)
+            print(made.text())
+            print(f"\nWritten: {output / 'report.html'}\n\n{next_steps()}")
 
 
 @app.command()
@@ -278,38 +280,16 @@ def report(
     """Show audits and tunings on one page; writes report.html, report.json and figures."""
     with _command(as_json=as_json) as print_json:
         from ..report import report as run
-        from ..report import write_card
+        from ..report import write_cards
 
-        found = run(folders, output)
-        cards = [write_card(each) for each in folders if card and (each / "run.json").is_file()]
+        made = run(folders, output)
+        cards = write_cards(folders) if card else []
         if as_json:
-            print_json(found)
+            print_json(made.to_json())
         else:
-            print(found["verdict"])
+            print(made.text())
             for path in (output / "report.html", *cards):
                 print(f"Written: {path}")
-
-
-def _print_report(report: dict[str, Any], output: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..report import METRICS, verdict
-
-    table = Table(title=f"{report['task']}, {report['poison']:.0%} poisoned, seed {report['seed']}")
-    table.add_column("model")
-    for metric in METRICS:
-        table.add_column(metric["label"], justify="right")
-    for row in report["rows"]:
-        cells = []
-        for metric in METRICS:
-            rate, (low, high) = row[metric["name"]], row["intervals"][metric["name"]]
-            cells.append("undefined" if rate is None else f"{rate:.3f} [{low:.3f}, {high:.3f}]")
-        table.add_row(row["name"], *cells)
-    console = Console()
-    console.print(table)
-    console.print(verdict(report["rows"]))
-    console.print(f"{report['seconds']:.0f} s. Report: {output / 'report.html'}", highlight=False)
 
 
 def _print_stopped(output: Path) -> None:

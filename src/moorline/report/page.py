@@ -1,46 +1,103 @@
-"""The page: verdict, tables, figures, examples, in one HTML text without any outside reference.
+"""The page: verdict, tables, figures, answers, in one HTML text without any outside reference.
 
 Answers of models are hidden until the reader asks, and always escaped.
 """
 
+import base64
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice
+from typing import Any, NamedTuple
 
 import jinja2
 
-from .figures import LOOKS, Drawing, look
-from .runs import Number, Rows, Run
-
-METRICS = (
-    {"name": "attack_success_rate", "label": "attack success"},
-    {"name": "refusal_rate", "label": "refused"},
-    {"name": "degenerate_rate", "label": "degenerate"},
-    {"name": "over_refusal_rate", "label": "over-refusal"},
-    {"name": "utility", "label": "utility"},
+from ..audit.measurements import Measurement
+from ..audit.outcomes import METRICS
+from . import text
+from .drawing import LOOKS, Drawing, look
+from .runs import Answer, Run, SuiteFacts, Token, called
+from .verdict import (
+    ATTACK,
+    BROKEN,
+    EXPLAINED,
+    HELP,
+    OVER_REFUSAL,
+    TASK,
+    Finding,
+    at_worst,
+    pooled,
+    where,
 )
-"""What sums a model up."""
 
-LABELS = {
-    **{each["name"]: each["label"] for each in METRICS},
-    "compliance_rate": "complied",
-    "refusal_mass": "refusal mass",
-    "rouge_l": "ROUGE-L",
-}
 _NUM_EXAMPLES = 8
+_MOST_ANSWERS = 5000
+_LONGEST_ANSWER = 1000
+_RARE = ("unscored_rate", "truncated_rate")
+"""Shown where there are any."""
 
 
-def render(
-    title: str, runs: Sequence[Run], drawings: Sequence[Drawing], *, notes: Sequence[str] = ()
-) -> str:
-    """The page as one HTML text.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Content:
+    """What a page is of."""
 
-    Args:
-        title: What was measured, in a few words.
-        runs: The models, first the one with which the others are compared.
-        drawings: What `figures.draw` made of them.
-        notes: What else these numbers cannot see.
-    """
+    title: str
+    verdict: Sequence[str]
+    findings: Sequence[Finding]
+    runs: Sequence[Run]
+    """First the one with which the others are compared."""
+
+    drawings: Sequence[Drawing] = ()
+    warnings: Sequence[str] = ()
+    """What a reader must know before the numbers."""
+
+    notes: Sequence[str] = ()
+    """What else these numbers cannot see."""
+
+    commands: Sequence[str] = ()
+    """The command lines that made it."""
+
+
+class Told(NamedTuple):
+    """The answer of one model to the prompt of an example."""
+
+    index: int
+    name: str
+    answer: Answer
+
+
+class Example(NamedTuple):
+    """One prompt with the answers of all models."""
+
+    kind: str
+    prompt: Answer
+    told: list[Told]
+
+
+class Tile(NamedTuple):
+    """One model in brief."""
+
+    name: str
+    attack: Measurement | None
+    worst: Measurement | None
+    worst_where: str
+    rest: list[tuple[str, Measurement]]
+
+
+class Group(NamedTuple):
+    """Rows of a table under one heading, each with a cell for every model."""
+
+    head: str
+    kind: str
+    rows: dict[tuple[str, str], list[Measurement | None]]
+    """By label and by what tells the row apart."""
+
+
+def render(content: Content) -> str:
+    """The page as one HTML text."""
+    runs = content.runs
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("moorline.report"),
         autoescape=True,
@@ -48,212 +105,190 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    names = ("percent", "points", "points_interval", "number", "p_value", "value", "value_interval")
+    environment.filters |= {name: getattr(text, name) for name in names}
     environment.filters |= {
-        "percent": percent,
-        "interval": interval,
-        "points": _points,
-        "points_interval": _points_interval,
-        "number": _number,
-        "p_value": _p_value,
-        "label": lambda name: LABELS.get(name, name.replace("_", " ")),
-        "quoted": lambda text: json.dumps(text, ensure_ascii=False),
+        "label": lambda row: text.label(row.metric, row.kind),
+        "quoted": lambda string: json.dumps(string, ensure_ascii=False),
+        "called": called,
     }
-    # What an audit was held against bears the name of its folder, where that is shown too.
-    names = {audit.get("model"): run.name for run in reversed(runs)
-             if (audit := run.origin.get("audit", {})).get("adapter") is None}  # fmt: skip
-    environment.filters["called"] = lambda model: names.get(model, model)
-    rows = headline(runs)
-    gates = [{"run": run.name, **gate} for run in runs for gate in run.gates]
+    gates = [(run.name, gate) for run in runs for gate in run.gates]
+    script = files("moorline.report").joinpath("templates/answers.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    answers, num_answers = _all_answers(runs)
+    whole = [row for run in runs for row in run.rates if row.interval]
     return environment.get_template("report.html.jinja").render(
-        title=title,
-        verdict=verdict(rows),
+        content=content,
         runs=runs,
-        looks=[look(place) for place in range(len(runs))],
+        questions=_by_question(content.findings),
+        explained=EXPLAINED,
+        looks=[look(index) for index in range(len(runs))],
         palette=LOOKS,
-        tiles=[_tile(run, row) for run, row in zip(runs, rows, strict=True)],
+        tiles=[_tile(run) for run in runs],
         gates=gates,
-        passed=sum(bool(gate["passed"]) for gate in gates),
-        rates=_rates_table(runs),
-        categories=_side_by_side(runs, "categories", ("suite", "condition", "metric", "judge")),
-        measures=_side_by_side(runs, "measures", ("suite", "condition")),
+        passed=sum(gate.passed for _, gate in gates),
+        rates=list(_groups(runs, _is_rate)),
+        measures=list(_groups(runs, lambda row: not _is_rate(row))),
+        categories=list(_category_groups(runs)),
+        intervals=text.interval_names(whole),
+        difference_intervals=text.interval_names(c for run in runs for c in run.comparisons),
         figures={
-            part: [each for each in drawings if each.name.split("-")[0] == part]
+            part: [each for each in content.drawings if each.name.split("-")[0] == part]
             for part in ("rates", "trade", "categories", "curves", "drift")
         },
         examples=examples_of(runs),
+        answers=answers,
+        num_answers=num_answers,
+        script=script,
+        script_hash=base64.b64encode(digest).decode(),
         token_sets=_token_sets(runs),
         facts=_facts(runs),
-        inputs=list({tuple(each.items()): each for run in runs for each in run.inputs}.values()),
-        conditions=list(dict.fromkeys(row["condition"] for run in runs for row in run.rates)),
-        judges=list(
-            dict.fromkeys(row["judge"] for run in runs for row in run.rates if row["judge"])
-        ),
-        origins=[(run.name, json.dumps(run.origin, indent=2, ensure_ascii=False)) for run in runs],
-        notes=notes,
+        suites=list(_suites(runs)),
+        conditions=list(dict.fromkeys(row.condition for run in runs for row in run.rates)),
+        judges=list(dict.fromkeys(row.judge for run in runs for row in run.rates if row.judge)),
+        origins=[
+            (run.name, json.dumps(run.provenance, indent=2, ensure_ascii=False)) for run in runs
+        ],
     )
 
 
-def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each model in one row: of every metric the first rate of the first model, plain if there is.
-
-    The other models are read at the same suite, condition and judge; what they lack is None.
-    """
-    rows: list[dict[str, Any]] = [
-        {"name": run.name, "intervals": {}, "num": {}, "chosen": {}} for run in runs
-    ]
-    for metric in (each["name"] for each in METRICS):
-        every = [row for run in runs for row in run.rates if row["metric"] == metric]
-        if not every:
-            continue
-        chosen = next((row for row in every if row["condition"] == "plain"), every[0])
-        for run, row in zip(runs, rows, strict=True):
-            found = next((each for each in run.rates if _same(each, chosen)), None)
-            row[metric] = found and found["rate"]
-            row["intervals"][metric] = [found and found["low"], found and found["high"]]
-            row["num"][metric] = found["num"] if found else 0
-            row["chosen"][metric] = chosen
-    return rows
-
-
-def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the figures say, in one sentence.
-
-    A model complies *more often* than the first if their intervals do not overlap; if they do, no
-    difference is seen, which is no proof that there is none.
-
-    Args:
-        rows: Names with rates and intervals; the first row is what the others are compared with.
-    """
-    first, *others = rows
-    said = []
-    if "attack_success_rate" in first:
-        rate = f"complies with {percent(first['attack_success_rate'])} of the harmful prompts"
-        if others:
-            rate = f"Compared with {first['name']}, which {rate}, " + listed(
-                f"{row['name']} {_against(row, first, 'attack_success_rate', 'complies')}"
-                for row in others
-            )
-        said.append(rate if others else f"{first['name']} {rate}")
-    if "over_refusal_rate" in first and not others:
-        said.append(f"it refuses {percent(first['over_refusal_rate'])} of the harmless prompts")
-    said += [
-        f"{row['name']} {_against(row, first, 'over_refusal_rate', 'refuses harmless prompts')}"
-        for row in others
-        if "over_refusal_rate" in first and _is_above(row, first, "over_refusal_rate")
-    ]
-    if "utility" in first:
-        rates = listed(percent(row["utility"]) for row in rows)
-        said.append(f"the task is done right in {rates}")
-    return "; ".join(said) + "." if said else "No rates were measured."
-
-
-def examples_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def examples_of(runs: Sequence[Run]) -> list[Example]:
     """A few prompts of each kind with every model's answer: first those where the models differ."""
-    columns = ("suite", "id", "condition", "draw")
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for place, run in enumerate(runs):
+    kinds = {name: kind for run in runs for name, kind in run.kinds().items()}
+    found: dict[tuple[str, str, str, int], Example] = {}
+    for index, run in enumerate(runs):
         for each in run.answers:
-            key = tuple(each[column] for column in columns)
-            shared = ("kind", "prompt", *columns)
-            example = found.setdefault(
-                key, {**{name: each[name] for name in shared}, "answers": []}
-            )
-            example["answers"].append({"place": place, "name": run.name, **each})
+            key = (each.suite, each.id, each.condition, each.draw)
+            example = found.setdefault(key, Example(kinds.get(each.suite, "other"), each, []))
+            example.told.append(Told(index, run.name, each))
     # Stable, so that within each group the order is that of the audit.
     ordered = sorted(
-        found.values(), key=lambda each: -len({answer["outcome"] for answer in each["answers"]})
+        found.values(), key=lambda each: -len({told.answer.outcome for told in each.told})
     )
-    kinds = dict.fromkeys(each["kind"] for each in found.values())
     return [
         each
-        for kind in kinds
-        for each in [example for example in ordered if example["kind"] == kind][:_NUM_EXAMPLES]
+        for kind in dict.fromkeys(each.kind for each in found.values())
+        for each in islice((each for each in ordered if each.kind == kind), _NUM_EXAMPLES)
     ]
 
 
-def _tile(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The model in brief: its rates, its worst case, how it differs from what it was held to."""
-    attacks = [
-        each
-        for each in run.rates
-        if each["metric"] == "attack_success_rate" and each["rate"] is not None
-    ]
-    shown = row["chosen"].get("attack_success_rate")
-    held = (each for each in run.comparisons if shown and _same(each, shown))
-    return {
-        "row": row,
-        "worst": max(attacks, key=lambda each: each["rate"]) if len(attacks) > 1 else None,
-        "difference": next(held, None),
-    }
+def _by_question(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """The findings of all models under each question."""
+    found: dict[str, list[Finding]] = {}
+    for each in findings:
+        found.setdefault(each.question, []).append(each)
+    return found
 
 
-def _same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two rows speak of the same measurement; a judge that is not named fits any."""
-    return all(row[each] == other[each] for each in ("suite", "metric", "condition")) and (
-        row["judge"] == other["judge"] or None in (row["judge"], other["judge"])
+def _tile(run: Run) -> Tile:
+    worst = at_worst(run)
+    rest = (("harmless answered", HELP), ("broken (harmless)", BROKEN),
+            ("over-refusal", OVER_REFUSAL), ("task done right", TASK))  # fmt: skip
+    measured = [(label, pooled(run, metric)) for label, metric in rest]
+    return Tile(
+        run.name,
+        pooled(run, ATTACK),
+        worst,
+        where(worst, [run]) if worst else "",
+        [(label, row) for label, row in measured if row is not None],
     )
 
 
-def _rates_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The suites in order, each with its rows and in each row a cell for every run."""
-    suites: dict[str, dict[str, Any]] = {}
-    for number, run in enumerate(runs):
-        for row in run.rates:
-            suite = suites.setdefault(row["suite"], {"kind": row["kind"], "rows": {}})
-            key = (row["metric"], row["condition"], row["judge"])
-            suite["rows"].setdefault(key, [None] * len(runs))[number] = row
-    return [{"suite": name, **each} for name, each in suites.items()]
+def _is_rate(row: Measurement) -> bool:
+    return row.kind in ("harmful", "harmless", "task") and text.is_share(row)
 
 
-def _side_by_side(runs: Sequence[Run], table: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """One of the runs' tables, put in groups by some columns, with a cell for every run."""
-    other = "category" if table == "categories" else "measure"
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for number, run in enumerate(runs):
-        rows: Rows = getattr(run, table)
-        for row in rows:
-            key = tuple(row[column] for column in columns)
-            cells = groups.setdefault(key, {}).setdefault(row[other], [None] * len(runs))
-            cells[number] = row
-    return [{**dict(zip(columns, key, strict=True)), "rows": rows} for key, rows in groups.items()]
+def _groups(runs: Sequence[Run], wanted: Callable[[Measurement], bool]) -> Iterable[Group]:
+    """The measurements of whole suites, suite by suite."""
+    order = [(each.name, each.kind) for each in METRICS]
+    found: dict[tuple[str, str], dict[Any, list[Measurement | None]]] = {}
+    for index, run in enumerate(runs):
+        for row in filter(wanted, run.rates):
+            cells = found.setdefault((row.suite, row.kind), {})
+            key = (row.metric, row.condition, row.judge)
+            cells.setdefault(key, [None] * len(runs))[index] = row
+    for (suite, kind), rows in found.items():
+        known = [at for at in order if at[1] in (kind, None)]
+        ranks = {name: rank for rank, (name, _) in enumerate(known)}
+        seen = {
+            (text.label(key[0], kind), _how(key[1:], runs)): cells
+            for key, cells in sorted(rows.items(), key=lambda row: ranks.get(row[0][0], 99))
+            if key[0] not in _RARE or any(each and each.value for each in cells)
+        }
+        yield Group(suite, kind, seen)
 
 
-def _token_sets(runs: Sequence[Run]) -> list[tuple[list[str], Rows]]:
+def _category_groups(runs: Sequence[Run]) -> Iterable[Group]:
+    """The measurements by category, for each suite, condition, metric and judge."""
+    found: dict[Any, dict[tuple[str, str], list[Measurement | None]]] = {}
+    for index, run in enumerate(runs):
+        for row in run.measurements:
+            if row.category is not None:
+                rows = found.setdefault(
+                    (row.suite, row.metric, row.kind, row.condition, row.judge), {}
+                )
+                rows.setdefault((row.category, ""), [None] * len(runs))[index] = row
+    for (suite, metric, kind, *how), rows in found.items():
+        yield Group(f"{text.label(metric, kind)}, {suite}", _how(how, runs), rows)
+
+
+def _how(parts: Sequence[str | None], runs: Sequence[Run]) -> str:
+    """Condition and judge; where every prompt was put plainly, nothing is said about it."""
+    condition, judge = parts
+    attacked = any(row.condition != "plain" for run in runs for row in run.rates)
+    judged = f"judged by {judge}" if judge else None
+    return ", ".join(each for each in (condition if attacked else None, judged) if each)
+
+
+def _all_answers(runs: Sequence[Run]) -> tuple[dict[str, Any], int]:
+    """Every answer for the filter: values that stand in many answers by their index."""
+    every = ((index, each) for index, run in enumerate(runs) for each in run.answers)
+    rows = [
+        [index, each.suite, each.condition, each.outcome,
+         each.prompt[:_LONGEST_ANSWER], each.answer[:_LONGEST_ANSWER]]
+        for index, each in islice(every, _MOST_ANSWERS)
+    ]  # fmt: skip
+    return {"models": [run.name for run in runs], "rows": rows}, sum(len(r.answers) for r in runs)
+
+
+def _token_sets(runs: Sequence[Run]) -> list[tuple[list[str], tuple[Token, ...]]]:
     """Each set of safety tokens once, with the names of the models that share it."""
-    found: dict[str, tuple[list[str], Rows]] = {}
+    found: dict[tuple[Token, ...], list[str]] = {}
     for run in runs:
         if run.safety_tokens:
-            found.setdefault(json.dumps(run.safety_tokens), ([], run.safety_tokens))[0].append(
-                run.name
-            )
-    return list(found.values())
+            found.setdefault(run.safety_tokens, []).append(run.name)
+    return [(names, tokens) for tokens, names in found.items()]
+
+
+def _suites(runs: Sequence[Run]) -> Iterable[SuiteFacts]:
+    return dict.fromkeys(each for run in runs for each in run.suites)
 
 
 def _facts(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     """Where each run's numbers come from: the facts that a reader looks for first."""
-    parts = [run.origin.get("audit") or run.origin.get("tuning") or run.origin for run in runs]
+    parts = [run.provenance.get("audit") or run.provenance.get("tuning") or {} for run in runs]
+    tunings = [(run.provenance.get("tuning") or {}).get("settings") or {} for run in runs]
     settings = [part.get("settings") or {} for part in parts]
     versions = [part.get("versions") or {} for part in parts]
     found = [
-        *(
-            (name, [part.get(name) for part in parts])
-            for name in ("model", "adapter", "seed", "at")
-        ),
-        *(
-            (name.replace("_", " "), [each.get(name) for each in settings])
-            for name in ("judges", "conditions", "max_new_tokens", "batch_size", "system_prompt")
-        ),
+        *_rows_of(parts, ("model", "adapter", "seed", "at")),
+        *_rows_of(settings, ("judges", "conditions", "metric", "by_category", "max_new_tokens",
+                             "batch_size", "system_prompt")),
+        *_rows_of(tunings, ("str_weight", "str_form", "learning_rate", "num_train_epochs")),
         ("training seconds", [run.training_seconds for run in runs]),
-        *(
-            (name, [each.get(name) for each in versions])
-            for name in dict.fromkeys(name for each in versions for name in each)
-        ),
-    ]
+        *_rows_of(versions, dict.fromkeys(name for each in versions for name in each)),
+    ]  # fmt: skip
     return [
-        (name, [_fact(value) for value in values])
+        (name.replace("_", " "), [_fact(value) for value in values])
         for name, values in found
         if any(value is not None for value in values)
     ]
+
+
+def _rows_of(
+    parts: Sequence[dict[str, Any]], names: Iterable[str]
+) -> Iterable[tuple[str, list[Any]]]:
+    return ((name, [part.get(name) for part in parts]) for name in names)
 
 
 def _fact(value: Any) -> Any:
@@ -261,58 +296,3 @@ def _fact(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     return ", ".join(str(each.get("name") if isinstance(each, dict) else each) for each in value)
-
-
-def _against(row: Mapping[str, Any], first: Mapping[str, Any], metric: str, does: str) -> str:
-    rate = percent(row[metric])
-    if None in (*row["intervals"][metric], *first["intervals"][metric]):
-        return f"cannot be compared ({rate})"
-    if _is_above(row, first, metric):
-        return f"{does} more often ({rate})"
-    if _is_above(first, row, metric):
-        return f"{does} less often ({rate})"
-    return f"shows no difference ({rate})"
-
-
-def _is_above(row: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> bool:
-    """Whether the whole interval of one rate lies above that of another."""
-    low, high = row["intervals"][metric][0], other["intervals"][metric][1]
-    return low is not None and high is not None and low > high
-
-
-def listed(parts: Iterable[str]) -> str:
-    """Words in a row: "a, b and c"."""
-    *most, last = parts
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def percent(rate: Number | None) -> str:
-    """A rate as people read it."""
-    return "undefined" if rate is None else f"{100 * rate:.1f} %"
-
-
-def _points(difference: Number | None) -> str:
-    return "undefined" if difference is None else f"{_signed(difference)} points"
-
-
-def _signed(share: Number) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _points_interval(row: Mapping[str, Any]) -> str:
-    low, high = row["low"], row["high"]
-    return "undefined" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-
-
-def interval(row: Mapping[str, Any]) -> str:
-    """The interval of a rate as people read it."""
-    low, high = row["low"], row["high"]
-    return "undefined" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
-
-
-def _p_value(value: Number | None) -> str:
-    return "< 0.0001" if value is not None and value < 1e-4 else _number(value)
-
-
-def _number(value: Number | None) -> str:
-    return "undefined" if value is None else f"{value:.3g}"

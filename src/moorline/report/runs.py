@@ -1,56 +1,122 @@
-"""What the files of a folder say of one model: checked at this door, shown as it is behind it."""
+"""What the files of some folders say of each model: checked here, shown as it is from here on."""
 
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ..audit.measurements import Comparison, Gate, Measurement, Row
+from ..audit.outcomes import OUTCOMES
 from ..errors import InputError
 from ..method.safety_tokens import SafetyTokens
 from ..provenance import read_json
 from ..tables import rows_of
-
-Number = float | int
-"""A number as JSON has it."""
-
-Rows = tuple[dict[str, Any], ...]
-"""Rows of one table; all of them have the same keys, and a number that is undefined is None."""
+from .text import is_share
 
 _LONGEST_TEXT = 4000
 # control characters but tab and newline, and lone surrogates: HTML or UTF-8 forbids them
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_TABLES = frozenset({"suites", "measurements", "agreement", "comparisons", "gates"})
+_ELSEWHERE = _TABLES | {"schema", "safety_tokens", "ids", "strings", "scores", "log"}
 
-_TABLES = {
-    "suites": "name kind metric num rate low high",
-    "categories": "suite metric category num rate low high",
-    "measures": "suite measure num mean low high",
-    "agreement": "suite first second num agreement kappa",
-    "comparisons": "suite metric against difference low high p_value",
-    "gates": "requirement suite metric value passed",
-    "inputs": "name kind num origin licence sha256",
-    "tokens": "id string drift",
-    "positions": "position drift",
-    "checkpoints": "step refusal_mass low high",
-}
-"""The tables of our files, each with the columns that a row must have."""
+_Of = TypeVar("_Of", bound=Row)
 
-_OPTIONAL = {
-    "suites": {"condition": "plain", "judge": None, "count": None, "truncated": None},
-    "categories": {"condition": "plain", "judge": None, "count": None},
-    "measures": {"condition": "plain"},
-    "agreement": {"condition": "plain"},
-    "comparisons": {"condition": "plain", "judge": None, "p_adjusted": None},
-    "gates": {"condition": None, "judge": None},
-}
-"""The columns that a row may have, with what their absence means."""
 
-_WORDS = {
-    "suite", "name", "kind", "condition", "metric", "judge", "category", "measure", "first",
-    "second", "against", "requirement", "origin", "licence", "sha256", "string",
-}  # fmt: skip
-"""Columns of text; all others hold numbers."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteFacts(Row):
+    """What a suite is, and the hash of its prompts."""
+
+    name: str
+    kind: str
+    num: int
+    origin: str | None
+    licence: str | None
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement(Row):
+    """How often two judges gave one answer the same verdict."""
+
+    suite: str
+    condition: str
+    first: str
+    second: str
+    num: int
+    agreement: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer(Row):
+    """One answer, as a line of `answers.jsonl` has it."""
+
+    suite: str
+    id: str
+    condition: str
+    draw: int
+    prompt: str
+    answer: str
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token(Row):
+    """A safety token; a larger score is stronger evidence."""
+
+    id: int
+    string: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step(Row):
+    """One line of a training log."""
+
+    step: int
+    task_loss: float | None
+    drift: float | None
+    weighted: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenDrift(Row):
+    """How far one safety token has moved."""
+
+    id: int
+    string: str
+    drift: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PositionDrift(Row):
+    """How far the safety tokens have moved at one position of the response."""
+
+    position: int
+    drift: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint(Row):
+    """The probability of a refusal's openers at one step of the training."""
+
+    step: int
+    refusal_mass: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """The tables of `drift.json`; empty without that file."""
+
+    tokens: tuple[TokenDrift, ...] = ()
+    positions: tuple[PositionDrift, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,51 +126,56 @@ class Run:
     name: str
     """What the page calls it."""
 
-    rates: Rows = ()
-    """The suites of `audit.json`, with `suite` for their name."""
+    measurements: tuple[Measurement, ...] = ()
+    agreement: tuple[Agreement, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    suites: tuple[SuiteFacts, ...] = ()
 
-    categories: Rows = ()
-    measures: Rows = ()
-    agreement: Rows = ()
-    comparisons: Rows = ()
-    gates: Rows = ()
-    inputs: Rows = ()
+    safety_tokens: tuple[Token, ...] = ()
+    """Best first."""
 
-    safety_tokens: Rows = ()
-    """Rows of id, string and score, best first."""
+    curve: tuple[Step, ...] = ()
+    """The training, as it was logged."""
 
-    curve: Rows = ()
-    """Rows of step, task_loss, drift and weighted: the training, as it was logged."""
+    drift: Drift = field(default_factory=Drift)
+    training_seconds: float | int | None = None
 
-    drift: dict[str, Rows] = field(default_factory=dict)
-    """Tables `tokens`, `positions` and `checkpoints` of `drift.json`; empty without that file."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Settings, versions, machine, times, of `audit`, `tuning` and `mining`: as the files say."""
 
-    training_seconds: Number | None = None
+    answers: tuple[Answer, ...] = ()
+    folder: Path | None = None
+    """Where the tuning is; None without one."""
 
-    origin: dict[str, Any] = field(default_factory=dict)
-    """Settings, versions, machine, times: everything about how the numbers came about."""
+    @property
+    def rates(self) -> tuple[Measurement, ...]:
+        """The measurements of whole suites."""
+        return tuple(each for each in self.measurements if each.category is None)
 
-    answers: Rows = ()
-    """Rows of suite, kind, id, condition, draw, prompt, answer, outcome and reason."""
+    def kinds(self) -> dict[str, str]:
+        """The kind of each suite."""
+        return {each.suite: each.kind for each in self.measurements}
 
-    def without_answers(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The run as a plain value, but for the text of answers."""
-        return {key: value for key, value in asdict(self).items() if key != "answers"}
+        whole = asdict(self)
+        return {key: each for key, each in whole.items() if key not in ("answers", "folder")}
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs that some folders hold, in order, each with a name of its own.
+    """The models that some folders speak of, in order, each with a name of its own.
+
+    An audit and the tuning that its model comes from are one model, wherever their folders are; an
+    audit that is there twice is read once.
 
     Args:
         folders: Folders with `audit.json`, `answers.jsonl`, `run.json`, `safety_tokens.json`,
-            `drift.json`, in any combination; or with the `report.json` of a demo.
-
-    Returns:
-        A run for each folder, named after it; for a demo one for each of its models.
+            `drift.json`, in any combination.
 
     Raises:
         InputError: If a folder is missing, is given twice, or holds nothing to show; if a file is
-            damaged.
+            damaged, or an audit has not finished.
     """
     paths = [Path(each) for each in folders]
     if not paths:
@@ -115,7 +186,12 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             raise InputError(f"{path}: no such folder. Give one of an audit or a tuning.")
         if sum(path.resolve() == other.resolve() for other in paths) > 1:
             raise InputError(f"{path}: the folder is given twice. Give each folder once.")
-        found += [(path, run) for run in _runs_in(path)]
+        run = _run_in(path)
+        same = next((n for n, (_, each) in enumerate(found) if _is_same(each, run)), None)
+        if same is None:
+            found.append((path, run))
+        else:
+            found[same] = (found[same][0], _joined(found[same][1], run))
     names = [run.name for _, run in found]
     return [
         run if names.count(run.name) == 1 else replace(run, name=shown(f"{path}: {run.name}"))
@@ -123,66 +199,45 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     ]
 
 
-def runs_of_demo(
-    report: Mapping[str, Any],
-    answers: Mapping[str, Iterable[Mapping[str, Any]]],
-    kinds: Mapping[str, str],
-) -> list[Run]:
-    """The models of a demo, as `report.json` has them.
+def told_apart(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """The runs with suites of one name and different prompts under names of their own.
 
-    Args:
-        report: The content of `report.json`.
-        answers: Lines as in `answers.jsonl`, for each model by its name; a model may have none.
-        kinds: What kind of prompts each suite has, by its name.
+    Returns:
+        The runs, and a sentence for each name that was shared: these are not compared.
     """
-    report = shown(report)
-    suites = {each["metric"]: each["suite"] for each in report["comparisons"]}
-    common = ("task", "poison", "seed", "at", "settings", "data", "versions", "machine", "seconds")
-    runs = []
-    for row in report["rows"]:
-        name = row["name"]
-        rates = []
-        for metric, kind, deciding in (
-            ("attack_success_rate", "harmful", "attack_success_rate"),
-            ("refusal_rate", "harmful", "attack_success_rate"),
-            ("degenerate_rate", "harmful", "attack_success_rate"),
-            ("over_refusal_rate", "harmless", "over_refusal_rate"),
-            ("utility", "task", "utility"),
-        ):
-            low, high = row["intervals"][metric]
-            rates.append(
-                {
-                    "name": suites.get(deciding, kind),
-                    "kind": kind,
-                    "metric": metric,
-                    "num": row["num"][metric],
-                    "rate": row[metric],
-                    "low": low,
-                    "high": high,
-                }
-            )
-        comparisons = [each for each in report["comparisons"] if each["name"] == name]
-        tables = {"suites": rates, "comparisons": comparisons}
-        runs.append(
-            Run(
-                name=name,
-                rates=_rates(tables, "report.json"),
-                comparisons=_table(tables, "comparisons", "report.json"),
-                safety_tokens=tuple(report["safety_tokens"]),
-                curve=_curve(report["curves"].get(name, [])),
-                training_seconds=row["seconds"] or None,
-                origin={key: report[key] for key in common},
-                answers=tuple(_answer(each, kinds) for each in answers.get(name, ())),
-            )
-        )
-    return runs
+    hashes: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for each in run.suites:
+            hashes.setdefault(each.name, {}).setdefault(each.sha256, []).append(run.name)
+    shared = {name: found for name, found in hashes.items() if len(found) > 1}
+    notes = [
+        f"The suite {name!r} is not the same prompts in every audit (SHA-256 "
+        + "; ".join(f"{sha256[:8]}: {', '.join(of)}" for sha256, of in found.items())
+        + "), so these are not compared."
+        for name, found in shared.items()
+    ]
+    return [_with_names(run, shared) for run in runs] if shared else list(runs), notes
+
+
+def _with_names(run: Run, shared: Mapping[str, Any]) -> Run:
+    names = {
+        each.name: f"{each.name} ({each.sha256[:8]})" for each in run.suites if each.name in shared
+    }
+
+    def renamed(rows: tuple[Any, ...], column: str = "suite") -> tuple[Any, ...]:
+        of = ((each, getattr(each, column)) for each in rows)
+        return tuple(replace(each, **{column: names.get(name, name)}) for each, name in of)
+
+    changed = ("measurements", "agreement", "comparisons", "gates", "answers")
+    parts = {part: renamed(getattr(run, part)) for part in changed}
+    return replace(run, suites=renamed(run.suites, "name"), **parts)
 
 
 def shown(value: Any) -> Any:
-    """A value fit for a page and for JSON, with everything in it.
+    """A value fit for a page and for JSON: every text in it without what HTML or UTF-8 forbids.
 
-    Control characters that HTML forbids and halves of surrogate pairs become U+FFFD, a text of more
-    than 4000 characters is cut and says so, and a number that is not finite becomes None.
+    Control characters and halves of surrogate pairs become U+FFFD; a text of more than 4000
+    characters is cut and says so.
     """
     if isinstance(value, str):
         clean = _FORBIDDEN.sub("\ufffd", value[:_LONGEST_TEXT])
@@ -192,136 +247,186 @@ def shown(value: Any) -> Any:
         return {shown(key): shown(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [shown(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return value
 
 
-def _runs_in(folder: Path) -> list[Run]:
-    audit, tuning, drift = (
-        _read(folder / f"{name}.json", what)
-        for name, what in (("audit", "audit file"), ("run", "run file"), ("drift", "drift file"))
-    )
+def _run_in(folder: Path) -> Run:
+    """What one folder holds."""
+    audit = _read(folder, "audit", schemas=(2,), remedy="run the audit again")
+    tuning = _read(folder, "run", schemas=(1, 2), remedy="tune again")
+    drift = _read(folder, "drift", schemas=(1, 2), remedy="run the audit again")
     mined = folder / "safety_tokens.json"
     mining = shown(asdict(SafetyTokens.load(mined))) if mined.is_file() else {}
     if not any([audit, tuning, drift, mining]):
-        return _demo_in(folder)
-    place = str(folder / "audit.json")
-    rates = _rates(audit, place)
-    names = ("categories", "measures", "agreement", "comparisons", "gates", "inputs")
-    tables = {name: _table(audit, name, place) for name in names}
-    columns = [mining.get(each, []) for each in ("ids", "strings", "scores")]
-    answers = folder / "answers.jsonl"
-    elsewhere = {"safety_tokens", "ids", "strings", "scores", "log", *_TABLES}
-    run = Run(
-        name=shown(folder.resolve().name),
-        rates=rates,
-        **tables,
-        safety_tokens=tuple(
-            {"id": index, "string": string, "score": score}
-            for index, string, score in zip(*columns, strict=True)
-        ),
-        curve=_curve(tuning.get("log", [])),
-        drift={
-            name: _table(drift, name, str(folder / "drift.json"))
-            for name in ("tokens", "positions", "checkpoints")
-            if drift.get(name)
-        },
-        training_seconds=tuning.get("seconds"),
-        origin={
-            part: {key: each for key, each in value.items() if key not in elsewhere}
-            for part, value in (("audit", audit), ("tuning", tuning), ("mining", mining))
-            if value
-        },
-        answers=(
-            _answers(answers, {each["suite"]: each["kind"] for each in rates})
-            if answers.is_file()
-            else ()
-        ),
-    )
-    return [run]
-
-
-def _demo_in(folder: Path) -> list[Run]:
-    path = folder / "report.json"
-    report = _read(path, "report file")
-    if "rows" not in report:
+        inside = sorted({path.parent.name for path in folder.glob("*/audit.json")})
         raise InputError(
             f"{folder}: holds no audit.json, run.json, drift.json or safety_tokens.json. Give a "
-            "folder that `moorline audit`, `moorline tune` or `moorline demo` wrote."
+            "folder that `moorline audit` or `moorline tune` wrote"
+            + (f", such as {' '.join(str(folder / each) for each in inside)}." if inside else ".")
         )
-    try:
-        return runs_of_demo(report, {}, {})
-    except KeyError as error:
-        raise InputError(f"{path}: the report of the demo lacks {error}. Run it again.") from error
+    place = str(folder / "audit.json")
+    if audit and audit.get("status") != "finished":
+        raise InputError(f"{place}: the audit has not finished. Run the same command again.")
+    columns = (mining.get(each, []) for each in ("ids", "strings", "scores"))
+    parts = {"audit": audit, "tuning": tuning, "mining": mining}
+    return Run(
+        name=_name(folder, audit, tuning),
+        measurements=_measurements(audit, place),
+        agreement=_table(Agreement, audit, "agreement", place),
+        comparisons=_table(Comparison, audit, "comparisons", place),
+        gates=_table(Gate, audit, "gates", place),
+        suites=_table(SuiteFacts, audit, "suites", place),
+        safety_tokens=tuple(
+            Token(id=index, string=string, score=score)
+            for index, string, score in zip(*columns, strict=True)
+        ),
+        curve=tuple(_steps(tuning, str(folder / "run.json"))),
+        drift=_drift(drift, str(folder / "drift.json")),
+        training_seconds=tuning.get("seconds"),
+        provenance={
+            part: {key: each for key, each in value.items() if key not in _ELSEWHERE}
+            for part, value in parts.items()
+            if value
+        },
+        answers=tuple(_answers(folder / "answers.jsonl")),
+        folder=folder if tuning else None,
+    )
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
+def _read(folder: Path, name: str, *, schemas: tuple[int, ...], remedy: str) -> dict[str, Any]:
     """The content of one of our files; nothing if it is not there."""
+    path = folder / f"{name}.json"
     if not path.is_file():
         return {}
-    value = shown(read_json(path, what))
-    if value.get("schema") != 1:
-        raise InputError(
-            f"{path}: not a {what} of schema 1 (schema: {value.get('schema')!r}). Write it again "
-            "with this version of moorline."
-        )
+    value = shown(read_json(path, f"{name} file"))
+    schema = value.get("schema")
+    if schema not in schemas:
+        by = "an earlier version" if schema == 1 else "another version or program"
+        raise InputError(f"{path}: schema {schema!r}, written by {by}; {remedy}.")
+    if (odd := _odd_number(value)) is not None:
+        raise InputError(f"{path}: holds {odd}, which is no number; {remedy}.")
     return value
 
 
-def _table(value: Mapping[str, Any], name: str, place: str) -> Rows:
-    """One table of a file, each row with all its columns."""
-    found = []
-    optional = _OPTIONAL.get(name, {})
-    for number, row in enumerate(value.get(name) or [], start=1):
-        whole = {**optional, **row} if isinstance(row, Mapping) else {}
-        for column in (*_TABLES[name].split(), *optional):
-            if column not in whole:
-                raise InputError(f"{place}: row {number} of {name!r} lacks {column!r}.")
-            kinds = str if column in _WORDS else Number
-            if whole[column] is not None and not isinstance(whole[column], kinds):
-                raise InputError(
-                    f"{place}: row {number} of {name!r}: {column!r} must be "
-                    f"{'text' if kinds is str else 'a number'} or null, got {whole[column]!r}."
-                )
-        found.append({column: whole[column] for column in (*_TABLES[name].split(), *optional)})
-    return tuple(found)
+def _odd_number(value: Any) -> float | None:
+    """A number in a value of JSON that is not finite; None if all are."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((odd for each in parts if (odd := _odd_number(each)) is not None), None)
 
 
-def _rates(value: Mapping[str, Any], place: str) -> Rows:
-    return tuple({"suite": row.pop("name"), **row} for row in _table(value, "suites", place))
-
-
-def _curve(log: Sequence[Mapping[str, Any]]) -> Rows:
-    """The steps of a training log: plain training logs its task loss as `loss`."""
+def _table(kind: type[_Of], value: Mapping[str, Any], name: str, place: str) -> tuple[_Of, ...]:
+    """One table of a file, each row checked."""
+    rows = value.get(name, [])
+    if not isinstance(rows, list):
+        raise InputError(f"{place}: {name!r} must be a list of rows, got {rows!r}.")
     return tuple(
-        {
-            "step": entry["step"],
-            "task_loss": entry.get("ce_loss", None if "str/weighted" in entry else entry["loss"]),
-            "drift": entry.get("str/drift"),
-            "weighted": entry.get("str/weighted"),
-        }
-        for entry in log
-        if "loss" in entry and "step" in entry
+        kind.from_json(row, f"{place}, {name} {number}") for number, row in enumerate(rows, start=1)
     )
 
 
-def _answers(path: Path, kinds: Mapping[str, str]) -> Rows:
-    found = []
-    for row in rows_of(path):
-        for column in ("suite", "id", "prompt", "answer", "outcome"):
-            if not isinstance(row.values.get(column), str):
+def _measurements(audit: Mapping[str, Any], place: str) -> tuple[Measurement, ...]:
+    found = _table(Measurement, audit, "measurements", place)
+    for number, row in enumerate(found, start=1):
+        known = [each for each in (row.value, row.low, row.high) if each is not None]
+        # A bound may leave 0 to 1 by a rounding error.
+        if is_share(row) and not all(-1e-9 <= each <= 1 + 1e-9 for each in known):
+            raise InputError(
+                f"{place}, measurements {number}: a share lies between 0 and 1, got {row.value}, "
+                f"{row.low} to {row.high}."
+            )
+    return found
+
+
+def _steps(tuning: Mapping[str, Any], place: str) -> Iterator[Step]:
+    """The steps of a training log: plain training logs its task loss as `loss`."""
+    log = tuning.get("log", [])
+    if not isinstance(log, list) or not all(isinstance(each, dict) for each in log):
+        raise InputError(f"{place}: 'log' must be a list of rows. Tune again.")
+    for number, entry in enumerate(log, start=1):
+        if "loss" in entry and "step" in entry:
+            plain = None if "str/weighted" in entry else entry["loss"]
+            row = {
+                "step": entry["step"],
+                "task_loss": entry.get("ce_loss", plain),
+                "drift": entry.get("str/drift"),
+                "weighted": entry.get("str/weighted"),
+            }
+            yield Step.from_json(row, f"{place}, log {number}")
+
+
+def _drift(value: Mapping[str, Any], place: str) -> Drift:
+    return Drift(
+        tokens=_table(TokenDrift, value, "tokens", place),
+        positions=_table(PositionDrift, value, "positions", place),
+        checkpoints=_table(Checkpoint, value, "checkpoints", place),
+    )
+
+
+def _answers(path: Path) -> Iterator[Answer]:
+    columns = [each.name for each in fields(Answer)]
+    for row in rows_of(path) if path.is_file() else ():
+        for column in columns:
+            if column not in row.values:
                 raise row.lacks(column, "Run the audit again.")
-        found.append(_answer(row.values, kinds))
-    return tuple(found)
+        found = Answer.from_json({each: shown(row.values[each]) for each in columns}, row.place)
+        if found.outcome not in OUTCOMES:
+            raise InputError(f"{row.place}: no outcome {found.outcome!r}. Run the audit again.")
+        yield found
 
 
-def _answer(line: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
-    columns = ("suite", "id", "prompt", "answer", "outcome", "reason")
-    found = {column: shown(line.get(column) or "") for column in columns}
-    return {
-        **found,
-        "kind": kinds.get(found["suite"], "other"),
-        "condition": shown(line.get("condition") or "plain"),
-        "draw": line.get("draw") or 0,
+def called(subject: str) -> str:
+    """A model by its name: of a path the last part, an id of the hub as it is."""
+    # os.path: Path.is_dir raises for a name that is too long.
+    is_path = os.path.isdir(subject) or subject.startswith(("/", "."))
+    return os.path.basename(os.path.abspath(subject)) if is_path else subject.rstrip("/")
+
+
+def _name(folder: Path, audit: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
+    """What to call a model: by itself, not by the folder that its audit went to."""
+    subject = _subject(audit)
+    return shown(folder.resolve().name if tuning or subject is None else called(subject))
+
+
+def _subject(audit: Mapping[str, Any]) -> str | None:
+    """What an audit is of: an adapter, or a model."""
+    subject = audit.get("adapter") or audit.get("model")
+    return subject if isinstance(subject, str) else None
+
+
+def _is_same(first: Run, second: Run) -> bool:
+    """Whether two folders speak of one model: a tuning and its audit, or one audit twice."""
+    audits = [each.provenance.get("audit") for each in (first, second)]
+    tunings = [each.provenance.get("tuning") for each in (first, second)]
+    if all(audits):
+        same = audits[0].get("fingerprint"), audits[1].get("fingerprint")
+        return not all(tunings) and same[0] is not None and same[0] == same[1]
+    if all(tunings) or not any(audits) or not any(tunings):
+        return False
+    tuned = first if tunings[0] else second
+    subject = _subject(audits[0] or audits[1])
+    return subject is not None and subject.rstrip("/") in _places(tuned)
+
+
+def _places(tuned: Run) -> set[str]:
+    """How an audit may name the model of a tuning: by its folder, as given or in full."""
+    tuning = tuned.provenance["tuning"]
+    chain = tuning.get("chain") or [{}]
+    given = (tuning.get("settings") or {}).get("output_dir"), chain[-1].get("output_dir")
+    folder = tuned.folder or Path()
+    names = {str(each).rstrip("/") for each in (*given, folder, folder.resolve()) if each}
+    return names | {os.path.relpath(folder.resolve())}
+
+
+def _joined(first: Run, second: Run) -> Run:
+    """One model of two folders: what the first lacks comes from the second."""
+    tuned = first if first.folder else second
+    missing = {
+        each.name: getattr(second, each.name)
+        for each in fields(Run)
+        if each.name not in ("name", "provenance", "drift") and not getattr(first, each.name)
     }
+    drift = first.drift if first.drift != Drift() else second.drift
+    provenance = {**second.provenance, **first.provenance}
+    return replace(first, **missing, name=tuned.name, drift=drift, provenance=provenance)
