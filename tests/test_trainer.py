@@ -70,10 +70,7 @@ def test_texts_are_trained_on_as_they_are_where_that_is_said(
 ):
     rows = [SHAPES["texts"]]
     trainer = build(make_model, tokenizer, tokens, tmp_path, rows, str_plain_text=True)
-    assert learned(trainer) == ("w4 <end>", "w1 w2w3 w4 <end>") or learned(trainer)[1].startswith(
-        "w1"
-    )
-    assert "<user>" not in learned(trainer)[1]
+    assert learned(trainer)[1] == "w1 <unk> w4 <end>"  # "w2w3" is one word of this tokenizer
     assert "as plain text" in caplog.text
 
 

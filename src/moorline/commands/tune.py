@@ -5,20 +5,14 @@
 In order: settings, output folder, data, model, safety tokens, training, files.
 """
 
-import errno
 import logging
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import transformers
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -29,12 +23,13 @@ from transformers import (
 )
 
 from ..chat.loading import check_model_folder, load
-from ..errors import InputError, MoorlineError, PrerequisiteError
+from ..errors import InputError
 from ..method.adapters import weights_fingerprint
 from ..method.mining import mine_safety_tokens
 from ..method.safety_tokens import SafetyTokens
 from ..provenance import as_json, fingerprint, machine, now, sha256_of, versions
 from ..trainer import STRTrainer, get_peft_config, get_quantization_config
+from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
 from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
 from .training_data import read_training_data, split_of
@@ -60,7 +55,7 @@ def tune(arguments: Sequence[str]) -> Run:
         InputError: For anything that the user can put right, before training where it can be seen.
         PrerequisiteError: If the model or data cannot be fetched, or a package is missing.
     """
-    with _quiet():
+    with quiet():
         settings = parse(arguments)
     training, output = settings.training, Path(settings.training.output_dir)
     lineage = lineage_of(settings.model.model_name_or_path)
@@ -70,7 +65,7 @@ def tune(arguments: Sequence[str]) -> Run:
     training.resume_from_checkpoint = _checkpoint(training.resume_from_checkpoint, output)
     plain = settings.plain()
     known_as = _fingerprint(settings, plain)
-    with locked(output), _quiet():
+    with locked(output), quiet():
         resumes = bool(training.resume_from_checkpoint)
         check_free(output, plain, known_as, resumes=resumes)
         trainer, run = _prepared(settings, lineage, known_as)
@@ -89,11 +84,11 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
         eval_rows = split_of(data, settings.script.dataset_test_split)
     tokenizer = _tokenizer(settings, train_rows)
     _log.info("Loading the model: %s.", lineage.model)
-    with _in_one_line(lineage.model):
+    with in_one_line(model=lineage.model):
         model = _load_model(lineage.model, settings)
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
-    with _in_one_line(None):
+    with in_one_line():
         trainer = STRTrainer(
             model,
             training,
@@ -141,7 +136,7 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         precision, args.learning_rate, run.base.name, run.reference, args.str_weight,  # pyright: ignore
     )  # fmt: skip
     try:
-        with _in_one_line(None):
+        with in_one_line(building=False):
             if is_main:
                 trainer.regularizer.tokens.save(output / TOKENS)
                 run.write(output)
@@ -270,93 +265,6 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.close()
-
-
-_UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
-)  # fmt: skip
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What happens is said here; the libraries' own bars and news are off meanwhile."""
-    verbosity, bars = transformers.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    loggers = [logging.getLogger(name) for name in ("trl", "moorline.method.cache_job")]
-    levels = [each.level for each in loggers]
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings(
-                "ignore", category=UserWarning, module="torch|transformers|trl|peft"
-            )
-            yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-@contextmanager
-def _in_one_line(model: str | None) -> Iterator[None]:
-    """What the user can put right, raised by a library, as an error of ours.
-
-    Args:
-        model: The model that is being loaded, where one is.
-    """
-    try:
-        yield
-    except MoorlineError as error:
-        if model is not None and (damaged := _damaged_weights(model)) is not None:
-            raise damaged from error
-        raise
-    except SafetensorError as error:
-        damaged = None if model is None else _damaged_weights(model)
-        if damaged is None:
-            raise _disk(error) from error
-        raise damaged from error
-    except ImportError as error:
-        raise PrerequisiteError(
-            f"A package is missing: {error}. Install it, or leave out the setting that needs it."
-        ) from error
-    except ValueError as error:  # how trl and peft say that settings contradict each other
-        raise InputError(f"The settings do not fit each other: {error}") from error
-    except OSError as error:
-        if error.errno in _UNWRITABLE:
-            raise _disk(error) from error
-        raise
-    except RuntimeError as error:
-        if " install" in str(error):  # as the trackers' callbacks say it
-            raise PrerequisiteError(
-                f"{error} Or leave out the setting that needs it (`report_to`?)."
-            ) from error
-        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
-            raise _disk(error) from error
-        raise
-
-
-def _disk(error: Exception) -> PrerequisiteError:
-    return PrerequisiteError(
-        f"A file cannot be written: {error}. Make room, or give another folder."
-    )
-
-
-def _damaged_weights(name: str) -> InputError | None:
-    """The error for the first weight file of a local model that cannot be read, if there is one."""
-    for path in sorted(Path(name).expanduser().glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return InputError(f"{path}: damaged weights ({error}). Download the file again.")
-    return None
 
 
 def _tokenizer(settings: Settings, train_rows: Any) -> Any:

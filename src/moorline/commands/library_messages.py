@@ -1,0 +1,103 @@
+"""What the libraries say: nothing where they are well, one line of ours where they fail."""
+
+import errno
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError, MoorlineError, PrerequisiteError
+
+_UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+)  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What happens is said here; the libraries' own bars and news are off meanwhile."""
+    verbosity, bars = transformers.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("trl", "moorline.method.cache_job")]
+    levels = [each.level for each in loggers]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", category=UserWarning, module="torch|transformers|trl|peft"
+            )
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def in_one_line(*, model: str | None = None, building: bool = True) -> Iterator[None]:
+    """What the user can put right, raised by a library, as an error of ours.
+
+    Args:
+        model: The model that is being loaded, where one is.
+        building: Whether a ValueError is about settings, as TRL and PEFT raise it.
+    """
+    try:
+        yield
+    except MoorlineError as error:
+        if model is not None and (damaged := _damaged_weights(model)) is not None:
+            raise damaged from error
+        raise
+    except SafetensorError as error:
+        damaged = None if model is None else _damaged_weights(model)
+        if damaged is None:
+            raise _disk(error) from error
+        raise damaged from error
+    except ImportError as error:
+        raise PrerequisiteError(
+            f"A package is missing: {error}. Install it, or leave out the setting that needs it."
+        ) from error
+    except ValueError as error:
+        if not building:
+            raise
+        raise InputError(f"The settings do not fit each other: {error}") from error
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            raise _disk(error) from error
+        raise
+    except RuntimeError as error:
+        if " install" in str(error):  # as the trackers' callbacks say it
+            raise PrerequisiteError(
+                f"{error} Or leave out the setting that needs it (`report_to`?)."
+            ) from error
+        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+            raise _disk(error) from error
+        raise
+
+
+def _disk(error: Exception) -> PrerequisiteError:
+    return PrerequisiteError(
+        f"A file cannot be written: {error}. Make room, or give another folder."
+    )
+
+
+def _damaged_weights(name: str) -> InputError | None:
+    """The error for the first weight file of a local model that cannot be read, if there is one."""
+    for path in sorted(Path(name).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return InputError(f"{path}: damaged weights ({error}). Download the file again.")
+    return None
