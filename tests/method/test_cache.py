@@ -497,7 +497,9 @@ def test_a_batch_of_packed_lists_has_the_reference_of_its_rows_in_order(run, row
     data = [trainer.train_dataset[each] for each in range(3)]
     adding = trainer.data_collator
     flat = adding(data)[COLUMN]
-    nested = type(adding)(lambda lists: adding.inner(sum(lists, [])), adding.caches)
+    nested = type(adding)(
+        lambda lists: adding.inner([row for rows in lists for row in rows]), adding.caches
+    )
     assert torch.equal(nested([data[:2], data[2:]])[COLUMN], flat)
 
 

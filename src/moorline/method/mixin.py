@@ -13,7 +13,14 @@ from ..errors import InputError
 from ..provenance import fingerprint
 from . import capture
 from .cache import COLUMN
-from .host import check_host, keep_reference, tokenizer_of, training_plan
+from .host import (
+    adds_up_losses,
+    check_host,
+    is_logged_next,
+    keep_reference,
+    tokenizer_of,
+    training_plan,
+)  # fmt: skip
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
@@ -94,7 +101,7 @@ class STRMixin(_Host):
         own = {name: value for name, value in inputs.items() if name != COLUMN}
         with self.regularizer.watch(
             model, inputs, seed=self._seed() if training else None,
-            gradients=training and self._is_logged_next(),
+            gradients=training and is_logged_next(self),
         ) as drift:  # fmt: skip
             result: Any = super().compute_loss(
                 model, own, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -130,12 +137,6 @@ class STRMixin(_Host):
         parts = (self.args.seed, *self._batch_of_step, self.args.process_index)
         return int(fingerprint(map(str, parts))[:15], 16)
 
-    def _is_logged_next(self) -> bool:
-        """Whether the host logs after this step, as far as can be known."""
-        step = self.state.global_step + 1
-        every = self.state.logging_steps or self.args.logging_steps
-        return step == 1 or (every >= 1 and step % int(every) == 0)
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
@@ -168,7 +169,7 @@ class STRMixin(_Host):
         """The host's log, with the drift beside the loss."""
         if self.model.training and "loss" in logs:  # pyright: ignore
             steps = self.state.global_step - (self._logged_step or 0)
-            divisor = steps if self._loss_covers_whole_step() else None
+            divisor = steps if adds_up_losses(self) else None
             measured = self._taken("train").metrics(self.accelerator, divisor)
             self._is_warned = self._is_warned or warn_if_drowned(measured)
             self._logged_step = self.state.global_step
@@ -195,13 +196,6 @@ class STRMixin(_Host):
         """What was measured so far; from here on anew."""
         tally, self._tally[mode] = self._tally[mode], Tally()
         return tally
-
-    def _loss_covers_whole_step(self) -> bool:
-        """Whether the losses of a step's micro-batches add up to the step's, or are means."""
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.19
-        if scaled is not None:
-            return scaled
-        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func)
 
     def _wrap_model(self, *args: Any, **kwargs: Any) -> Any:
         """The host's wrapping, after kernels were put in (Liger), which may replace the forward."""
