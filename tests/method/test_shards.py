@@ -37,9 +37,9 @@ half = MixedPrecisionPolicy(output_dtype=torch.bfloat16)
 policy = {"mp_policy": half} if case == "bf16" else {}
 if case != "whole":
     for layer in model.model.layers:
-        fully_shard(layer, **policy)
+        fully_shard(layer)
     if case != "tied":
-        fully_shard(model.lm_head, **policy)
+        fully_shard(model.lm_head)
     fully_shard(model, **policy)
 batch = {"input_ids": mine, "labels": mine}
 with regularizer.watch(model, batch) as drift:
@@ -109,7 +109,4 @@ def test_a_small_drift_survives_a_root_that_rounds_what_leaves_it_to_bfloat16(tm
 
 @pytest.mark.slow
 def test_a_tied_head_in_the_root_is_read_whole(tmp_path):
-    one = found(tmp_path, "whole", processes=1)
-    two = found(tmp_path, "tied")
-    assert one["total"] > 0
-    assert two["total"] > 0
+    assert found(tmp_path, "tied")["total"] > 0

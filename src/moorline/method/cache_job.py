@@ -113,11 +113,9 @@ class CacheJob(NamedTuple):
     """Called with the number of rows done since the last call."""
 
     process: int = 0
-    """Which of several processes this is; each computes its share of the shards."""
-
+    """Which of several processes this is, each of which computes its share of the shards."""
     num_processes: int = 1
     wait: Callable[[], None] = lambda: None
-    """Returns once every process has called it."""
 
 
 def build(

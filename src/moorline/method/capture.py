@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput
 from ..chat.chat_model import evaluating
 from ..errors import InputError
 from .gradients import GradientNorms
-from .head import base_of, head_of, log_normaliser, processing_of, project, whole
+from .head import base_of, head_of, log_normaliser, processing_of, project, units_of, whole
 from .penalty import difference
 
 _log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def _safety_values(
             exchange.gradients.attach(hidden, chosen, positions)
         values = project(
             chosen, weight, bias, state["ids"].to(hidden.device), processing,
-            beside_loss=output is not None,
+            beside_loss=output is not None and not units_of(base),  # FSDP2 reduces no sparse one
         )  # fmt: skip
         if state["normalised"]:
             values = values - log_normaliser(chosen, weight, bias, processing)[:, None]

@@ -92,7 +92,6 @@ def project(
 
 
 def _rows(weight: Tensor, ids: Tensor, *, sparse: bool) -> Tensor:
-    # What FSDP 2 gathers is no leaf, and cannot hand a sparse gradient on.
     trained = weight.is_leaf and weight.requires_grad and torch.is_grad_enabled()
     if sparse and trained and not torch.compiler.is_compiling():
         return nn.functional.embedding(ids, weight, sparse=True)
@@ -170,7 +169,7 @@ def whole(head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
     finds it whole. `full_tensor()` would take the gradient for the same on each process, which it
     is under tensor parallelism only.
     """
-    units = _units(head)
+    units = units_of(head)
     for unit in units:
         unit.unshard()
     weight, bias = head.weight, getattr(head, "bias", None)
@@ -185,13 +184,13 @@ def whole(head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
                 unit.reshard()
 
 
-def _units(head: Any) -> list[Any]:
-    """The modules of a head that FSDP2 shards as units of their own."""
+def units_of(module: Any) -> list[Any]:
+    """The modules within a module that FSDP2 shards as units of their own."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return []
     from torch.distributed.fsdp import FSDPModule
 
-    return [module for module in head.modules() if isinstance(module, FSDPModule)]
+    return [each for each in module.modules() if isinstance(each, FSDPModule)]
 
 
 @contextlib.contextmanager

@@ -75,6 +75,21 @@ def splits_sequences(trainer: "Trainer") -> bool:
     return trainer.get_cp_size() * trainer.get_sp_size() > 1
 
 
+def is_logged_next(trainer: "Trainer") -> bool:
+    """Whether the host logs after the present step, as far as can be known."""
+    step = trainer.state.global_step + 1
+    every = trainer.state.logging_steps or trainer.args.logging_steps
+    return step == 1 or (every >= 1 and step % int(every) == 0)
+
+
+def adds_up_losses(trainer: "Trainer") -> bool:
+    """Whether the losses of a step's micro-batches add up to the step's, or are means."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # absent before transformers 5.19
+    if scaled is not None:
+        return scaled
+    return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
+
+
 def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> None:
     """Compute z0 of every row the trainer was given where it is not on disk, and read it there."""
     reference, settings = regularizer.reference, regularizer.settings

@@ -1,6 +1,6 @@
 """The method in a trainer: what only a `transformers.Trainer` knows, around a `Regularizer`.
 
-How the host divides its loss, when it logs, evaluates and saves, and which data sets it was given.
+How the host divides its loss, when it logs and evaluates, and which data sets it was given.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,14 @@ from ..errors import InputError
 from ..provenance import fingerprint
 from . import capture
 from .cache import COLUMN
-from .host import check_host, keep_reference, tokenizer_of, training_plan
+from .host import (
+    adds_up_losses,
+    check_host,
+    is_logged_next,
+    keep_reference,
+    tokenizer_of,
+    training_plan,
+)  # fmt: skip
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
@@ -50,7 +57,7 @@ class STRMixin(_Host):
         **kwargs: For the host trainer.
 
     Raises:
-        InputError: For anything that `Regularizer` refuses, and for what the host would do beside.
+        InputError: For what `Regularizer` refuses, and for what the host would do beside.
     """
 
     def __init__(
@@ -76,11 +83,10 @@ class STRMixin(_Host):
         else:
             self.regularizer.reference.place(self.accelerator)
         self._tally = {"train": Tally(), "eval": Tally()}
-        # How many positions of the present step count, where it is not what the host counts.
-        self._num_positions: Tensor | int | None = None
+        self._num_positions: Tensor | int | None = None  # of the step, where the host has others
         self._batch_of_step = (-1, 0)
         self._logged_step: int | None = None
-        self._is_checked, self._is_warned = False, False
+        self._is_checked = self._is_warned = False
 
     def compute_loss(
         self,
@@ -91,10 +97,10 @@ class STRMixin(_Host):
     ) -> Any:
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
-        own = {name: value for name, value in inputs.items() if name != COLUMN}
+        own = {name: each for name, each in inputs.items() if name != COLUMN}
         with self.regularizer.watch(
             model, inputs, seed=self._seed() if training else None,
-            gradients=training and self._is_logged_next(),
+            gradients=training and is_logged_next(self),
         ) as drift:  # fmt: skip
             result: Any = super().compute_loss(
                 model, own, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -124,27 +130,19 @@ class STRMixin(_Host):
         """Chance for drawn rows, from what a resumed run knows too: the host's stays as it was."""
         if self.regularizer.settings.reference_fraction == 1:
             return None
-        step = self.state.global_step
-        number = self._batch_of_step[1] + 1 if self._batch_of_step[0] == step else 0
-        self._batch_of_step = (step, number)
+        step, (last, number) = self.state.global_step, self._batch_of_step
+        self._batch_of_step = (step, number + 1 if last == step else 0)
         parts = (self.args.seed, *self._batch_of_step, self.args.process_index)
         return int(fingerprint(map(str, parts))[:15], 16)
-
-    def _is_logged_next(self) -> bool:
-        """Whether the host logs after this step, as far as can be known."""
-        step = self.state.global_step + 1
-        every = self.state.logging_steps or self.args.logging_steps
-        return step == 1 or (every >= 1 and step % int(every) == 0)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._num_positions = None
-        rule = self.regularizer.rule
-        if rule.first is not None and batches and "labels" in batches[0]:
-            counted = [self.regularizer.positions(batch) for batch in batches]
+        if self.regularizer.rule.first is not None and batches and "labels" in batches[0]:
+            counted = map(self.regularizer.positions, batches)
             marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
-            # What the host counts in `shift_labels` it counts as it is, over all processes.
+            # `shift_labels` are counted as they are, over all processes.
             self._num_positions = self._get_num_items_in_batch(
                 [{"labels": each, "shift_labels": each} for each in marked], self.args.device
             )
@@ -168,7 +166,7 @@ class STRMixin(_Host):
         """The host's log, with the drift beside the loss."""
         if self.model.training and "loss" in logs:  # pyright: ignore
             steps = self.state.global_step - (self._logged_step or 0)
-            divisor = steps if self._loss_covers_whole_step() else None
+            divisor = steps if adds_up_losses(self) else None
             measured = self._taken("train").metrics(self.accelerator, divisor)
             self._is_warned = self._is_warned or warn_if_drowned(measured)
             self._logged_step = self.state.global_step
@@ -177,13 +175,12 @@ class STRMixin(_Host):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The host's training."""
-        self._taken("train")
-        self._logged_step = None
+        self._tally["train"], self._logged_step = Tally(), None
         return super().train(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The host's evaluation, with the drift among its metrics."""
-        self._taken("eval")
+        self._tally["eval"] = Tally()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix") or (args[4] if len(args) > 4 else "eval")
         if output.metrics is not None:
@@ -195,13 +192,6 @@ class STRMixin(_Host):
         """What was measured so far; from here on anew."""
         tally, self._tally[mode] = self._tally[mode], Tally()
         return tally
-
-    def _loss_covers_whole_step(self) -> bool:
-        """Whether the losses of a step's micro-batches add up to the step's, or are means."""
-        scaled = getattr(self, "loss_is_scaled_for_ga", None)  # absent before transformers 5.19
-        if scaled is not None:
-            return scaled
-        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func)
 
     def _wrap_model(self, *args: Any, **kwargs: Any) -> Any:
         """The host's wrapping, after kernels were put in (Liger), which may replace the forward."""
