@@ -134,7 +134,7 @@ class ChatModel:
         Raises:
             InputError: If there is no chat template.
         """
-        return list(self._rendered(prompt, system_prompt, tokenize=True))
+        return list(self._rendered(prompt, system_prompt, tokenize=True, **template))
 
     def answer_ids(
         self, prompt: str, answers: Sequence[str], system_prompt: str | None = None
@@ -155,7 +155,9 @@ class ChatModel:
             found.append(whole[len(context) :] if joined else list(alone))
         return context, found
 
-    def _rendered(self, prompt: str, system_prompt: str | None, *, tokenize: bool) -> Any:
+    def _rendered(
+        self, prompt: str, system_prompt: str | None, *, tokenize: bool, **template: Any
+    ) -> Any:
         self.check_chat_template()
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         return self.tokenizer.apply_chat_template(
