@@ -32,7 +32,7 @@ def prompts_file(tmp_path):
     rows = [
         {"id": each.id, "prompt": each.prompt, "kind": each.kind, "category": each.category}
         for suite in embedded.suites()
-        for each in suite.prompts[:6]
+        for each in suite.prompts[:12]
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -169,8 +169,8 @@ def test_a_gate_that_fails_ends_with_exit_code_3(prompts_file, tmp_path):
     assert "refusal_rate >= 0.5 holds" in held.output
     strict = ["--require", "attack_success_rate<=0.05"]
     few = run(tmp_path / "a", prompts_file, *strict)
-    assert few.exit_code == 3, "six prompts are too few"
-    assert "attack_success_rate<=0.05 FAILS: 0.390 as the interval's bound" in few.output
+    assert few.exit_code == 3, "a dozen prompts are too few"
+    assert "attack_success_rate<=0.05 FAILS: 0.242 as the interval's bound" in few.output
     assert run(tmp_path / "a", prompts_file, *strict, "--gate-on", "rate").exit_code == 0
     (gate,) = json.loads((tmp_path / "a" / "audit.json").read_text())["gates"]
     assert (gate["on"], gate["value"], gate["passed"]) == ("rate", 0.0, True)
@@ -238,7 +238,7 @@ def test_a_stop_says_what_is_kept_and_how_to_resume(prompts_file, tmp_path, monk
     assert "run the same command again to resume" in stopped.stderr
     resumed = run(tmp_path / "a", prompts_file, "--batch-size", 2)
     assert resumed.exit_code == 0, resumed.output + repr(resumed.exception)
-    assert len(calls) == 3 + 4
+    assert len(calls) == 3 + 10
 
 
 def test_the_help_lists_judges_metrics_conditions_and_defaults():

@@ -75,9 +75,9 @@ def test_audit_writes_answers_and_rates_and_compares(tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == json.loads((tmp_path / "out" / "audit.json").read_text())
-    rates = {(each["kind"], each["metric"]): each for each in found["suites"]}
+    rates = {(each["kind"], each["metric"]): each for each in found["measurements"]}
     success = rates["harmful", "attack_success_rate"]
-    assert success["rate"] == 1.0
+    assert success["value"] == 1.0
     assert success["low"] < 1.0 <= success["high"]
     assert found["comparisons"][0]["difference"] > 0.9
     lines = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()

@@ -238,7 +238,7 @@ class _Asking:
     ) -> None:
         self._questions, self._chat, self._engine = questions, chat, engine
         self._settings = settings
-        self._room = context_of(chat.model)
+        self._room = chat.context_length
         self._rows: list[list[int]] = []
         self._openings: list[list[int]] = []
         self._begun: list[str] = []
@@ -308,11 +308,3 @@ class _Asking:
         if thinks(whole) and not thinks(text):
             text = whole
         return Reply(self._begun[index] + text, found.truncated)
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens a model can read and write together; None if its configuration is silent."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    longest = getattr(text, "max_position_embeddings", None)
-    return longest if isinstance(longest, int) and longest > 0 else None

@@ -1,4 +1,4 @@
-"""Where the drift is: by safety token, by place in the response, and along the checkpoints."""
+"""Where the drift is: by safety token, by index in the response, and along the checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from ..method.safety_tokens import SafetyTokens
 from .perplexity import labelled, right_padded
 
 LONGEST = 64
-"""Places of a response that are told apart; later ones are few and noisy."""
+"""Indices in a response that are told apart; later ones are few and noisy."""
 
 
 def drift_of(
@@ -28,7 +28,7 @@ def drift_of(
     max_length: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The squared drift of the safety logits on held-out rows, by token and by place.
+    """The squared drift of the safety logits on held-out rows, by token and by index.
 
         tokens:    mean over response positions of (z(v) - z0(v))^2, for each v in S
         positions: mean over v in S and over the k-th positions of all responses, for each k
@@ -51,7 +51,7 @@ def drift_of(
         InputError: If no row has a response.
     """
     by_token = torch.zeros(len(tokens), dtype=torch.float64)
-    by_place, counts = torch.zeros(LONGEST, dtype=torch.float64), torch.zeros(LONGEST)
+    by_index, counts = torch.zeros(LONGEST, dtype=torch.float64), torch.zeros(LONGEST)
     total = 0
     marked = [
         labelled(chat.tokenizer, row, f"row {n}", max_length) for n, row in enumerate(rows, 1)
@@ -68,10 +68,10 @@ def drift_of(
             before = reference.safety_logits(model, inputs, positions)
         squared = (now - before).square().double().cpu()
         by_token += squared.sum(dim=0)
-        place = indices_in_response(positions)[positions].cpu() - 1
-        kept = place < LONGEST
-        by_place.index_add_(0, place[kept], squared.mean(dim=1)[kept])
-        counts.index_add_(0, place[kept], torch.ones(int(kept.sum())))
+        index = indices_in_response(positions)[positions].cpu() - 1
+        kept = index < LONGEST
+        by_index.index_add_(0, index[kept], squared.mean(dim=1)[kept])
+        counts.index_add_(0, index[kept], torch.ones(int(kept.sum())))
         total += len(squared)
         if progress is not None:
             progress(len(batch))
@@ -81,15 +81,15 @@ def drift_of(
     return {
         "tokens": [
             {
-                "id": tokens.ids[place],
-                "string": tokens.strings[place],
-                "drift": by_token[place].item() / total,
+                "id": tokens.ids[index],
+                "string": tokens.strings[index],
+                "drift": by_token[index].item() / total,
             }
-            for place in order
+            for index in order
         ],
         "positions": [
-            {"position": place + 1, "drift": (by_place[place] / counts[place]).item()}
-            for place in range(LONGEST)
-            if counts[place] > 0
+            {"position": index + 1, "drift": (by_index[index] / counts[index]).item()}
+            for index in range(LONGEST)
+            if counts[index] > 0
         ],
     }

@@ -287,14 +287,14 @@ def adjusted(p_values: Sequence[float | None]) -> list[float | None]:
         >>> adjusted([0.01, None, 0.04, 0.005])  # 0.01 * 2, 0.04 * 1, 0.005 * 3
         [0.02, None, 0.04, 0.015]
     """
-    known = [(value, place) for place, value in enumerate(p_values) if value is not None]
+    known = [(value, index) for index, value in enumerate(p_values) if value is not None]
     if bad := [value for value, _ in known if not 0 <= value <= 1]:
         raise InputError(f"`p_values` must lie between 0 and 1, got {bad[0]}.")
     found: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, (value, place) in enumerate(sorted(known)):
+    for rank, (value, index) in enumerate(sorted(known)):
         largest = max(largest, min(1.0, value * (len(known) - rank)))
-        found[place] = largest
+        found[index] = largest
     return found
 
 

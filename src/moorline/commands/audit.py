@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from .. import embedded
 from ..audit.answering import check_folder
@@ -25,7 +24,7 @@ from ..audit.settings import AuditSettings
 from ..audit.statistics import Mean, mean_interval
 from ..audit.suites import Suite, builtin_suites, read_suites
 from ..chat.chat_model import ChatModel
-from ..chat.loading import check_model_folder, load
+from ..chat.loading import DTYPES, check_model_folder, load, load_chat_model
 from ..errors import InputError, unknown_choice
 from ..method import capture
 from ..method.adapters import adapter_layers, adapters_off
@@ -44,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Loading(NamedTuple):
-    """How a model is loaded; as `load_chat_model` takes it."""
+    """How a model is loaded: what `load_chat_model` takes."""
 
     dtype: str | None = None
     revision: str | None = None
@@ -197,6 +196,8 @@ def _source(name: str, adapter: str | Path | None) -> _Source:
 
 def _check(source: _Source, loading: Loading) -> Any:
     """Refuse a model that is not there, before any is loaded; gives its tokenizer."""
+    if loading.dtype not in (None, *DTYPES):
+        raise unknown_choice("dtype", str(loading.dtype), DTYPES)
     check_model_folder(source.model)
     remote = {"trust_remote_code": loading.trust_remote_code}
     load(AutoConfig, source.model, revision=loading.revision, **remote)
@@ -288,38 +289,3 @@ def _suites(source: str) -> list[Suite]:
 def _default(model: str) -> list[Suite]:
     ours = (embedded.aligned_path(), embedded.base_path())
     return embedded.suites() if lineage_of(model).model in ours else builtin_suites()
-
-
-def load_chat_model(
-    name: str,
-    *,
-    adapter: str | None = None,
-    tokenizer: str | None = None,
-    dtype: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    device_map: str | None = None,
-    quantization: str | None = None,
-) -> ChatModel:
-    """A model, with or without an adapter, and its tokenizer."""
-    check_model_folder(name)
-    cuda = torch.cuda.is_available()
-    remote = {"revision": revision, "trust_remote_code": trust_remote_code}
-    more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
-    if quantization is not None:
-        from transformers import BitsAndBytesConfig
-
-        more["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True)
-    found = load(
-        AutoModelForCausalLM, name, dtype=dtype or ("auto" if cuda else torch.float32),
-        **remote, **more,
-    )  # fmt: skip
-    if not more:
-        found = found.to("cuda" if cuda else "cpu")
-    if adapter is not None:
-        from peft import PeftModel
-
-        found = PeftModel.from_pretrained(found, adapter)
-    if tokenizer is not None:
-        remote["revision"] = None
-    return ChatModel(found, load(AutoTokenizer, tokenizer or name, **remote))
