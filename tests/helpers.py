@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from moorline import STRConfig, STRMixin, STRTrainer
 from moorline.audit.measurements import Measurement
 from moorline.commands.cli import app
-from moorline.report.runs import Answer, Run, shown
+from moorline.report.rows import Answer, Run
+from moorline.report.runs import shown
 
 runner = CliRunner()
 
