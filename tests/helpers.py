@@ -22,7 +22,8 @@ from moorline import STRConfig, STRMixin, STRSettings, STRTrainer
 from moorline.audit.measurements import Measurement
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
-from moorline.report.runs import Answer, Run, shown
+from moorline.report.rows import Answer, Run
+from moorline.report.runs import shown
 
 runner = CliRunner()
 

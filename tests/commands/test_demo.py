@@ -9,7 +9,8 @@ from helpers import refused, runner
 from moorline.audit.outcomes import metric_of
 from moorline.commands.cli import app
 from moorline.commands.demo import Demo
-from moorline.report.runs import Run, read_runs
+from moorline.report.rows import Run
+from moorline.report.runs import read_runs
 from moorline.report.verdict import pooled
 from moorline.trainer import make_parser
 

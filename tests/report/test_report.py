@@ -24,7 +24,8 @@ from moorline.errors import InputError
 from moorline.report import Report, report, write_card
 from moorline.report.figures import draw
 from moorline.report.page import Content, render
-from moorline.report.runs import Run, Step, Token, read_runs, shown, told_apart
+from moorline.report.rows import Run, Step, Token
+from moorline.report.runs import read_runs, shown, told_apart
 from moorline.report.verdict import findings, verdict
 from moorline.trainer import make_parser
 
@@ -950,11 +951,10 @@ def test_how_to_repeat_it_repeats_all_that_shaped_the_adapter(tmp_path):
         "--model_name_or_path org/chat --dataset_name rows.jsonl --use_peft --lora_r 8 "
         "--lora_alpha 5 --lora_dropout 0.0 --lora_target_modules q_proj v_proj --use_rslora "
         "--warmup_steps 7 --lr_scheduler_type cosine --learning_rate 3e-4 --bf16 False "
-        "--gradient_checkpointing False --num_train_epochs 2 --max_length 77 "
-        "--assistant_only_loss --seed 5 --optim sgd --weight_decay 0.1 --max_grad_norm 0.3 "
-        "--packing --str_weight 2.5 --str_form logprob "
-        "--str_positions first:3 --dtype float32 --lora_modules_to_save lm_head "
-        "--neftune_noise_alpha 2"
+        "--gradient_checkpointing False --num_train_epochs 2 --max_length 77 --optim sgd "
+        "--assistant_only_loss True --seed 5 --weight_decay 0.1 --max_grad_norm 0.3 --packing "
+        "--str_weight 2.5 --str_form logprob --str_positions first:3 --dtype float32 "
+        "--lora_modules_to_save lm_head --neftune_noise_alpha 2"
     )
     before = _run_file_of([*shaping, "--output_dir", "held"])
     folder = write_run(tmp_path / "held")
@@ -967,7 +967,7 @@ def test_how_to_repeat_it_repeats_all_that_shaped_the_adapter(tmp_path):
         key: value for key, value in before.items() if key not in elsewhere
     }
     assert after["str_tokens"] == "held/safety_tokens.json"
-    assert before != _run_file_of(["--output_dir", "held"])  # the control
+    assert before != _run_file_of(["--bf16", "False", "--output_dir", "held"])  # the control
 
 
 def test_the_card_says_the_aligned_model_that_was_the_reference(tmp_path):

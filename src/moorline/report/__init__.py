@@ -17,7 +17,8 @@ from ..provenance import write_json, write_text
 from .card import write_card, write_cards
 from .figures import draw
 from .page import Content, examples_of, render
-from .runs import Run, read_runs, told_apart
+from .rows import Run
+from .runs import read_runs, told_apart
 from .text import listed
 from .verdict import EXPLAINED, Finding, findings, lines_of, table, verdict
 

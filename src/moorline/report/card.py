@@ -12,7 +12,8 @@ from huggingface_hub import EvalResult, ModelCard
 
 from ..errors import InputError
 from ..provenance import write_text
-from .runs import Run, read_runs
+from .rows import Run
+from .runs import read_runs
 from .text import interval_names, label, value, value_interval
 
 _BEGIN, _END = "<!-- moorline: begin -->", "<!-- moorline: end -->"

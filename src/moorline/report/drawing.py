@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..provenance import write_text
-from .runs import Run
+from .rows import Run
 from .text import Bounded, Number, short
 
 _SVG = "http://www.w3.org/2000/svg"

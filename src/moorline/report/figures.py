@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ..audit.measurements import Measurement
 from ..audit.outcomes import KINDS, Metric, deciding, metrics_of
 from .drawing import LOOKS, Drawing, figure_of, legend, lines, look, point, shares, style
-from .runs import Run
+from .rows import Run
 from .text import Number, interval_names, label, short
 from .verdict import pooled
 
@@ -281,9 +281,8 @@ def _mass(runs: Sequence[Run]) -> Iterator[Drawing]:
     for index, rows in enumerate(tables):
         known = [(row.step, row.low, row.high) for row in rows
                  if row.low is not None and row.high is not None]  # fmt: skip
-        if known:
-            axes.fill_between(*zip(*known, strict=True), color=look(index).light, alpha=0.18,
-                              linewidth=0)  # fmt: skip
+        steps, lows, highs = zip(*known, strict=True) if known else ((), (), ())
+        axes.fill_between(steps, lows, highs, color=look(index).light, alpha=0.18, linewidth=0)
     axes.set_xlabel("training step")
     shares(axes, "y", "refusal mass")
     legend(figure, runs, tables)

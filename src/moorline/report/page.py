@@ -18,7 +18,8 @@ from ..audit.measurements import Measurement
 from ..audit.outcomes import METRICS
 from . import text
 from .drawing import LOOKS, Drawing, look
-from .runs import Answer, Run, SuiteFacts, Token, called
+from .rows import Answer, Run, SuiteFacts, Token
+from .runs import called
 from .verdict import (
     ATTACK,
     BROKEN,
@@ -63,7 +64,7 @@ class Content:
 class Told(NamedTuple):
     """The answer of one model to the prompt of an example."""
 
-    index: int
+    run: int
     name: str
     answer: Answer
 

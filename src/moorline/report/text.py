@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
-from ..audit.measurements import Measurement
+from ..audit.measurements import Comparison, Measurement
 from ..audit.outcomes import METRICS, Metric
 
 Number = float | int
@@ -101,7 +101,7 @@ def label(name: str, kind: str) -> str:
     return known.label if known else name.replace("_", " ")
 
 
-def interval_names(rows: Iterable[Measurement]) -> str:
+def interval_names(rows: Iterable[Measurement | Comparison]) -> str:
     """How the intervals of some measurements were made: "Wilson", "Wilson or bootstrap"."""
     names = dict.fromkeys(_INTERVALS.get(each.interval, each.interval) for each in rows
                           if each.interval is not None)  # fmt: skip

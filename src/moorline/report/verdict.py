@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 from ..audit.measurements import Comparison, Measurement
 from ..audit.outcomes import Metric, metric_of
 from ..audit.statistics import wilson
-from .runs import Run, called
+from .rows import Run
+from .runs import called
 from .text import Bounded, listed, percent, points_interval
 
 Status = Literal["PASS", "FAIL", "NOT SHOWN"]
