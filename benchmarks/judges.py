@@ -87,20 +87,24 @@ def measure(name, rows):
 
 
 def table(measured, part):
-    """The rows of one part as Markdown."""
+    """The rows of one part as Markdown: rate, 95 % interval, and the number that it is of."""
     lines = [
         "| judge | refused: precision | refused: recall | complied: precision | complied: recall |",
         "|---|---|---|---|---|",
     ]
     for each in measured:
         cells = [
-            f"{rate['count']}/{rate['num']}: {rate['rate']:.3f} "
-            f"({rate['low']:.2f} to {rate['high']:.2f})"
+            f"{rate['rate']:.3f} [{_short(rate['low'])}, {_short(rate['high'])}] {rate['num']}"
             for outcome in ("refused", "complied")
             for rate in (each[part][outcome]["precision"], each[part][outcome]["recall"])
         ]
-        lines.append(f"| `{each['judge']}` | {' | '.join(cells)} |")
+        name = each["judge"].removeprefix("keywords:")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _short(share):
+    return f"{share:.2f}".removeprefix("0")
 
 
 def main():

@@ -43,5 +43,5 @@ def test_a_refusal_behind_an_opener_keeps_the_space_before_it(text, name):
     assert found.text == f"{opener} {text}".strip()
     assert judge("keywords").verdicts(["How?"], [found.text])[0].outcome == "refused"
     if opener:  # the control: apart, the space is lost
-        alone = tokenizer.decode(list(found.ids), skip_special_tokens=True)
+        alone = tokenizer.decode(list(Says(tokenizer, text, opener).ids), skip_special_tokens=True)
         assert not alone.startswith(" ")
