@@ -110,21 +110,13 @@ def run_audit(
     """
     began = time.monotonic()
     loading, output, say = loading or Loading(), Path(output), progress or (lambda *_: None)
-    for gate in gates:
-        parse_gate(gate, gate_on)
-    if backend not in BACKENDS:
-        raise unknown_choice("backend", backend, BACKENDS)
-    if lm_eval:
-        check_tasks(lm_eval)
+    _check_words(gates, gate_on, backend, lm_eval)
     found = [each for source in suites for each in _suites(source)] or _default(model)
     resolved(settings, found).judging()
     source = _source(model, adapter)
     rows = _held_out(held_out, _check(source, loading))
-    if with_drift and not (rows and (Path(model) / TOKENS).is_file()):
-        raise InputError(
-            f"`drift` needs `held_out` rows, and a model that `moorline tune` left; {model} has no "
-            f"{TOKENS}, or `held_out` is missing. Give both."
-        )
+    if with_drift:
+        _check_drift(model, rows)
     # The revision is that of the model, not of the one beside it.
     other, of_other = against and _source(against, None), loading._replace(revision=None)
     if other:
@@ -152,6 +144,24 @@ def run_audit(
         gates=check_gates(gates, result.measurements, on=gate_on),
         seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
+
+
+def _check_words(gates: Sequence[str], gate_on: str, backend: str, lm_eval: Sequence[str]) -> None:
+    """Refuse what can be told wrong before anything is read."""
+    for gate in gates:
+        parse_gate(gate, gate_on)
+    if backend not in BACKENDS:
+        raise unknown_choice("backend", backend, BACKENDS)
+    if lm_eval:
+        check_tasks(lm_eval)
+
+
+def _check_drift(model: str, rows: Sequence[Any]) -> None:
+    if not (rows and (Path(model) / TOKENS).is_file()):
+        raise InputError(
+            f"`drift` needs `held_out` rows, and a model that `moorline tune` left; {model} has no "
+            f"{TOKENS}, or `held_out` is missing. Give both."
+        )
 
 
 def _held_out(path: str | Path | None, tokenizer: Any) -> list[dict[str, Any]]:
