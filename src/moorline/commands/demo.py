@@ -17,6 +17,7 @@ from ..provenance import as_json, write_json, write_text
 from ..report import Report, report
 from ..trainer import STRConfig
 from .audit import run_audit
+from .library_messages import quiet
 from .tune import tune
 
 Progress = Callable[[str, int, int], None]
@@ -108,35 +109,31 @@ def demo(
     say = progress or (lambda *_: None)
     began = time.monotonic()
     _make_empty(output)
-    mine, plain, held, *audits = asked.commands(output)
+    mine, plain, held, *audits = commands = asked.commands(output)
     write_json(output / _RECORD, {"schema": 2, **asdict(asked)})
     write_text(output / "rows.jsonl", "".join(map(as_json, asked.rows())))
-    say("mine", 0, 1)
-    chat = load_chat_model(mine[1])
-    mine_safety_tokens(chat.model, chat.tokenizer).save(mine[-1])
-    say("mine", 1, 1)
-    for words in (plain, held):
-        tune(words[1:])
-    for name, words in zip(MODELS, audits, strict=True):
-        run_audit(
-            words[1],
-            output / name,
-            AuditSettings(max_new_tokens=48, batch_size=64, seed=asked.seed),
-            suites=[f"embedded:{asked.task}"],
-            against=None if name == "aligned" else mine[1],
-            progress=say,
-        )
-    lines = [shlex.join(["moorline", *words]) for words in (mine, plain, held, *audits)]
-    write_json(
-        output / _RECORD,
-        {"schema": 2, **asdict(asked), "seconds": round(time.monotonic() - began, 1)},
-    )
+    with quiet():
+        say("mine", 0, 1)
+        chat = load_chat_model(mine[1])
+        mine_safety_tokens(chat.model, chat.tokenizer).save(mine[-1])
+        say("mine", 1, 1)
+        for words in (plain, held):
+            tune(words[1:])
+        for name, words in zip(MODELS, audits, strict=True):
+            run_audit(
+                words[1], output / name,
+                AuditSettings(max_new_tokens=48, batch_size=64, seed=asked.seed),
+                suites=[f"embedded:{asked.task}"], progress=say,
+                against=None if name == "aligned" else mine[1],
+            )  # fmt: skip
+    seconds = round(time.monotonic() - began, 1)
+    write_json(output / _RECORD, {"schema": 2, **asdict(asked), "seconds": seconds})
     return report(
         [output / name for name in MODELS],
         output,
         title=f"Task {asked.task}, {asked.poison:.0%} poisoned, seed {asked.seed}",
         notes=[_NOTE],
-        commands=lines,
+        commands=[shlex.join(["moorline", *words]) for words in commands],
     )
 
 
