@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -35,6 +34,7 @@ from trl import (
 )
 
 from .chat.conversation import conversation_of, mark_responses
+from .chat.cut_rows import tell_of_cut_rows
 from .errors import InputError, MoorlineError
 from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
@@ -282,8 +282,12 @@ class STRTrainer(STRMixin, SFTTrainer):
         prepared = super()._prepare_dataset(
             dataset, processing_class, args, packing, formatting_func, dataset_name
         )
-        if isinstance(dataset, Dataset) and isinstance(prepared, Dataset):
-            _tell_of_cut_rows(dataset, prepared, args, packing, dataset_name)
+        if (
+            isinstance(dataset, Dataset)
+            and isinstance(prepared, Dataset)
+            and args.max_length is not None
+        ):
+            tell_of_cut_rows(dataset, prepared, args.max_length, packing=packing, name=dataset_name)
         return prepared
 
     def create_model_card(self, model_name: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -379,35 +383,6 @@ def _mapped(dataset: Any, function: Any, num_proc: int | None) -> Any:
     more: Any = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     gone = [each for each in sample if each not in first]
     return dataset.map(function, remove_columns=gone, **more)
-
-
-def _tell_of_cut_rows(
-    whole: Dataset, prepared: Dataset, args: STRConfig, packing: bool, name: str
-) -> None:
-    """Say how many rows `max_length` cuts.
-
-    Raises:
-        InputError: If it cuts off every response.
-    """
-    if args.max_length is None:
-        return
-    lengths = pyarrow.compute.list_value_length(whole.with_format("arrow")["input_ids"])  # pyright: ignore
-    longest = pyarrow.compute.max(lengths).as_py()  # pyright: ignore[reportAttributeAccessIssue]
-    if not longest or longest <= args.max_length:
-        return
-    num = pyarrow.compute.sum(pyarrow.compute.greater(lengths, args.max_length)).as_py()  # pyright: ignore
-    if not len(prepared):
-        raise InputError(
-            f"`max_length` {args.max_length} cuts off every response of the {name} data, whose "
-            f"longest row has {longest} tokens. Set `max_length` to {longest}, or shorten the rows."
-        )
-    lost = 0 if packing else len(whole) - len(prepared)
-    _log.warning(
-        "%d of %d rows of the %s data are longer than `max_length` %d and are cut (the longest has "
-        "%d tokens)%s.",
-        num, len(whole), name, args.max_length, longest,
-        f"; {lost} of them lose their whole response and are left out" if lost else "",
-    )  # fmt: skip
 
 
 def make_parser() -> TrlParser:
