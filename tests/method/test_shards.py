@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import moorline
+
 SCRIPT = """
 import json, os, sys
 import torch
@@ -77,7 +79,7 @@ def found(tmp_path, case, form="logit", processes=2):
         sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
         "--standalone", str(script), str(out), case, form,
     ]  # fmt: skip
-    source = str(Path(__file__).parents[2] / "src")
+    source = str(Path(moorline.__file__).parents[1])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
