@@ -13,17 +13,23 @@ from ..chat.conversation import positions_of_batch
 from ..errors import InputError
 from ..provenance import fingerprint
 from . import adapters, capture, penalty
+from .anchors import Anchors, build_anchors
+from .budget import WeightController
 from .cache import COLUMN, Cached
 from .gradients import GradientNorms
 from .positions import PositionRule, draw_rows, needed_part
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
-from .settings import STRSettings
+from .settings import NO_ANCHORS, STRSettings
+from .step import Measured, Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
+
+# Batches of one step at most, before a forgotten `next_step` is told of.
+_UNSETTLED = 4096
 
 
 def _own_loop() -> TrainingPlan:
@@ -35,6 +41,10 @@ class Drift:
 
     sum: penalty.DriftSum | None = None
     """None before, and where the reference is a cache that lacks a row of the batch."""
+
+    anchors: penalty.DriftSum | None = None
+    """The same of the anchors that were read beside the batch; None without anchors. Its count is
+    that of the whole step."""
 
     gradients: GradientNorms | None = None
     """Where asked for: norms of the gradients, there after the backward pass."""
@@ -52,7 +62,8 @@ class Regularizer:
 
     Build it once adapters are on the model and the optimizer is not made yet, before the model is
     wrapped for several devices. With several batches to a step, divide both losses by the response
-    tokens of the whole step: `sum(regularizer.num_positions(batch) for batch in batches)`.
+    tokens of the whole step: `sum(regularizer.num_positions(batch) for batch in batches)`. With a
+    budget, call `regularizer.next_step()` after each `optimizer.step()`.
 
     What it cannot see: contexts that the training data does not contain. It compares the safety
     logits where the model is trained, and relies on that to carry over to other prompts.
@@ -63,7 +74,7 @@ class Regularizer:
         settings: Weight, form and reference; defaults apply if None.
         reference_model: The frozen aligned model, where it is neither the model without its
             adapter nor the model as it is now; or its path or hub id.
-        tokenizer: Checked against the tokens; not checked if None.
+        tokenizer: Checked against the tokens; not checked if None. Needed for anchors.
         plan: What is known of the training, for hosts that know it.
         aligned: What `capture.probe` said of the model before its adapters; None if not known.
 
@@ -96,7 +107,10 @@ class Regularizer:
         self.settings = STRSettings() if settings is None else settings
         self.form = penalty.form(self.settings.form)
         self.rule = PositionRule.parse(self.settings.positions)
-        self._draws = 0
+        self._draws = self._num_steps = 0
+        self._measured = Measured()
+        self.controllers: dict[str, WeightController] = {}
+        """What finds the weights of the drift and of the anchor drift, where there is a budget."""
         self._check(model, tokenizer)
         given = reference_model is not None
         kind = choose_reference(self.settings.reference, model, plan, reference_given=given)
@@ -116,6 +130,14 @@ class Regularizer:
             capture.check_capture(running.model, tokens.tensor())
         else:
             adapters.check_same_base(model, tokens.tensor(), aligned)
+        self.anchors: Anchors | None = None
+        """What is read beside the batches; None without."""
+        if self.settings.anchors != NO_ANCHORS and self.settings.holds:
+            given = self.settings.anchors
+            self.anchors = build_anchors(given, model, tokenizer, tokens, running, self.rule)
+        if self.settings.budget is not None:
+            names = ["drift", *(["anchors"] if self.anchors else [])]
+            self.controllers = {each: WeightController(self.settings.budget) for each in names}
 
     def _check(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         size = capture.head_of(model).weight.shape[0]
@@ -151,6 +173,7 @@ class Regularizer:
         *,
         seed: int | None = None,
         gradients: bool = False,
+        part: Part | None = None,
     ) -> Iterator[Drift]:
         """Record the model's first call in this block, and before it compute z0 for the same.
 
@@ -161,7 +184,9 @@ class Regularizer:
             model: The model as it is called, wrapped for several devices or not.
             batch: Its labels say where the responses are.
             seed: Chance for `reference_fraction`; by default another each time.
-            gradients: Whether to measure norms of the gradients in the backward pass.
+            gradients: Whether to measure norms of the gradients in the backward pass. They are
+                with a budget.
+            part: Which part of a step the batch is; by default the whole of it.
 
         Yields:
             The drift, there once the block is left.
@@ -175,6 +200,8 @@ class Regularizer:
             yield drift
             return
         positions = self._drawn(batch, all_positions, seed)
+        trains = self.model.training and torch.is_grad_enabled()
+        gradients = gradients or (trains and bool(self.controllers))
         drift.gradients = GradientNorms() if gradients else None
         record = _Record(self, reference, batch, positions, drift.gradients)
         with record.hooks(model), capture.explaining_replaced_forward(self.model):
@@ -186,21 +213,58 @@ class Regularizer:
                 "The model was called without a gradient, so the drift would train nothing. Call "
                 "the model with gradients first."
             )
-        if self.model.training and torch.is_grad_enabled():
-            capture.mark_trained(self.model)
         found = self.form.drift(record.difference)
         if positions is not all_positions:
             scaled = found.total / self.settings.reference_fraction
             found = found._replace(total=scaled, num_positions=all_positions.sum())
         drift.sum = found
+        if trains:
+            capture.mark_trained(self.model)
+            if self.anchors is not None:
+                drift.anchors = self._anchor_drift(
+                    model, part or Part(step=self._num_steps, rows=len(positions))
+                )
+            if self.controllers:
+                self._measured.add(drift)
+                if len(self._measured) > _UNSETTLED:
+                    raise InputError(
+                        f"{_UNSETTLED} batches were trained on and the weight was never settled. "
+                        "With a budget, call `next_step()` after each `optimizer.step()`."
+                    )
 
-    def weighted(self, drift: Drift, num_items: Tensor | int | None = None) -> Float[Tensor, ""]:
-        """What is added to the loss: weight * drift, per response token.
+    def _anchor_drift(self, model: nn.Module, part: "Part") -> penalty.DriftSum | None:
+        """The drift at this part's anchors of the step."""
+        anchors: Any = self.anchors
+        num = max(1, round(self.settings.anchor_share * part.rows))
+        seed = int(fingerprint([str(part.seed), str(part.step)])[:15], 16)
+        device = self.model.get_input_embeddings().weight.device  # pyright: ignore
+        drawn = anchors.draw(num, seed, (part.index, part.num), device)
+        if drawn is None:
+            return None
+        output = model(
+            **drawn.inputs, safety_positions=drawn.positions, safety_only=True,
+            safety_exchange=capture.Exchange(drawn.reference, normalised=True),
+        )  # fmt: skip
+        found = penalty.squared_drift(output.safety_logits)
+        count = torch.tensor(drawn.num_of_step, device=found.total.device)
+        return found._replace(num_positions=count)
+
+    def weight_of(self, name: str = "drift") -> float:
+        """The weight of the present step, of 'drift' or 'anchors'."""
+        controller = self.controllers.get(name)
+        return self.settings.first_weight if controller is None else controller.weight
+
+    def weighted(
+        self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1
+    ) -> Float[Tensor, ""]:
+        """What is added to the loss: weight * drift, per response token, and that of the anchors.
 
         Args:
             drift: What `watch` yielded.
             num_items: Response tokens of the whole step, over all its batches; those of this batch
                 if None. With `positions` 'first:K' the positions that count (`num_positions`).
+            anchor_times: What the host divides by beside, for the anchors: they are counted over
+                the whole step and all processes already.
 
         Raises:
             InputError: If the model was not called inside `watch`.
@@ -210,7 +274,52 @@ class Regularizer:
         total = drift.sum.total
         num_items = drift.sum.num_positions if num_items is None else num_items
         divisor = torch.as_tensor(num_items, device=total.device).clamp(min=1)
-        return self.settings.weight * total / divisor
+        weighted = self.weight_of("drift") * total / divisor
+        if drift.anchors is None:
+            return weighted
+        of_anchors = drift.anchors.total / drift.anchors.num_positions.clamp(min=1)
+        return weighted + anchor_times * self.weight_of("anchors") * of_anchors.to(weighted.device)
+
+    def next_step(self, reduce: Callable[[Tensor], Tensor] = lambda local: local) -> None:
+        """Settle the weights of the next step from what the last one measured, with a budget.
+
+        Args:
+            reduce: Sums a tensor over all processes, so that they find the same weights.
+
+        Raises:
+            InputError: If what was measured is not finite.
+        """
+        measured, self._measured = self._measured, Measured()
+        self._num_steps += 1
+        if not len(measured):
+            return
+        found = measured.over(reduce)
+        self.controllers["drift"].update(found.drift, found.task_norm, found.drift_norm)
+        if "anchors" in self.controllers and found.anchors is not None:
+            self.controllers["anchors"].update(found.anchors)
+
+    def weights(self) -> dict[str, float]:
+        """The weights of the present step as they are logged; none without a budget."""
+        names = {"drift": "str/weight", "anchors": "str/anchor_weight"}
+        return {names[name]: each.weight for name, each in self.controllers.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training needs, for a checkpoint: the state of the controllers."""
+        return {name: each.state() for name, each in self.controllers.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            InputError: If it is that of another budget, or of a training with other anchors.
+        """
+        if state.keys() != self.controllers.keys():
+            raise InputError(
+                "The checkpoint was written by a training with other `budget` or `anchors`. Resume "
+                "with the same ones."
+            )
+        for name, each in self.controllers.items():
+            each.load(state[name])
 
     def _reference_for(self, batch: Mapping[str, Any]) -> Reference | None:
         """What gives z0 of a batch; None where nothing can, which training refuses."""
