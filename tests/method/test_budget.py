@@ -175,6 +175,6 @@ def test_a_loop_of_ones_own_settles_the_weight_after_each_step(make_model, token
         (loss + regularizer.weighted(drift)).backward()
         model.zero_grad()
         regularizer.next_step()
-        weights.append(regularizer.weight_of("drift"))
+        weights.append(regularizer.strength.weight_of("drift"))
     assert weights == sorted(weights)
     assert weights[-1] > 1

@@ -28,10 +28,13 @@ from ..chat.chat_model import ChatModel, evaluating, in_batches
 from ..errors import InputError
 from ..tables import is_table, rows_of
 from . import adapters
-from .capture import safety_logits
+from .capture import Exchange, safety_logits
+from .head import base_of
+from .penalty import DriftSum, squared_drift
 from .positions import PositionRule
 from .reference import Reference
 from .safety_tokens import SafetyTokens
+from .strength import Part
 
 BUILT_IN = "built-in"
 """The name of our own anchor prompts."""
@@ -118,6 +121,30 @@ class Anchors:
         total = sum(int(self._positions[index].sum()) for index in drawn)
         return AnchorBatch(inputs, positions, reference, total)
 
+    def drift(self, model: nn.Module, share: float, part: Part) -> DriftSum | None:
+        """The drift at this part's anchors of the step; None if it has none.
+
+        Args:
+            model: The model in training, wrapped as the host runs it.
+            share: Anchors of the step, as a share of its rows; one at least.
+            part: Which part of the step.
+
+        Returns:
+            The sum over this part's positions; its count is that of the whole step.
+        """
+        num = max(1, round(share * part.rows))
+        chance = part._replace(number=0).chance("anchors")
+        drawn = self.draw(num, chance, (part.number, part.num), _device(model))
+        if drawn is None:
+            return None
+        output = model(
+            **drawn.inputs, safety_positions=drawn.positions, safety_only=True,
+            safety_exchange=Exchange(drawn.reference, normalised=True),
+        )  # fmt: skip
+        found = squared_drift(output.safety_logits)
+        count = torch.tensor(drawn.num_of_step, device=found.total.device)
+        return found._replace(num_positions=count)
+
     def _batch(
         self, chosen: Sequence[int], device: torch.device
     ) -> tuple[dict[str, Tensor], Tensor]:
@@ -135,7 +162,7 @@ class Anchors:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return ChatModel(model, None).device  # pyright: ignore[reportArgumentType]
+    return base_of(getattr(model, "module", model)).get_input_embeddings().weight.device
 
 
 def build_anchors(

@@ -26,13 +26,13 @@ class Settling(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the optimizer's step, on every process."""
-        self._regularizer.next_step(lambda local: self._accelerator.reduce(local, "sum"))  # pyright: ignore
+        self._regularizer.strength.next_step(lambda local: self._accelerator.reduce(local, "sum"))  # pyright: ignore
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the host has written a checkpoint."""
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
-            write_json(folder / STATE, self._regularizer.state())
+            write_json(folder / STATE, self._regularizer.strength.state())
 
 
 def load_state(regularizer: "Regularizer", checkpoint: Any, output_dir: str | None) -> None:
@@ -49,7 +49,7 @@ def load_state(regularizer: "Regularizer", checkpoint: Any, output_dir: str | No
     if not checkpoint:
         return
     folder = get_last_checkpoint(output_dir or ".") if checkpoint is True else str(checkpoint)
-    if folder is None or not regularizer.controllers:
+    if folder is None or not regularizer.strength.is_found:
         return
     path = Path(folder, STATE)
     if not path.is_file():
@@ -57,4 +57,4 @@ def load_state(regularizer: "Regularizer", checkpoint: Any, output_dir: str | No
             f"{path} is missing, so the weight that `budget` had found is lost. Resume from a "
             "checkpoint that has it, or begin anew."
         )
-    regularizer.load_state(read_json(path, "state of the regularizer"))
+    regularizer.strength.load(read_json(path, "state of the regularizer"))

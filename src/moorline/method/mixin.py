@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
-from ..provenance import fingerprint
 from . import capture
 from .cache import COLUMN
 from .checkpoint import Settling, load_state
@@ -25,7 +24,7 @@ from .host import (
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
-from .step import Part
+from .strength import StepCounter, num_readers
 from .tally import Tally, warn_if_drowned, warn_if_moved
 
 if TYPE_CHECKING:
@@ -87,10 +86,10 @@ class STRMixin(_Host):
             self.regularizer.reference.place(self.accelerator)
         self._tally = {"train": Tally(), "eval": Tally()}
         self._num_positions: Tensor | int | None = None  # of the step, where the host has others
-        self._num_batches, self._batch_of_step = 1, (-1, 0)
+        self._steps = StepCounter()
         self._logged_step: int | None = None
         self._is_checked = self._is_warned = False
-        if self.regularizer.controllers:
+        if self.regularizer.strength.is_found:
             self.add_callback(Settling(self.regularizer, self.accelerator))
 
     def compute_loss(
@@ -103,11 +102,10 @@ class STRMixin(_Host):
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
         own = {name: each for name, each in inputs.items() if name != COLUMN}
-        part = self._part() if training else None
+        part = self._steps.part(self.state.global_step, self) if training else None
         with self.regularizer.watch(
-            model, inputs, seed=self._seed(part), part=part,
-            gradients=training and is_logged_next(self),
-        ) as drift:  # fmt: skip
+            model, inputs, part=part, gradients=training and is_logged_next(self)
+        ) as drift:
             result: Any = super().compute_loss(
                 model, own, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
@@ -119,9 +117,10 @@ class STRMixin(_Host):
             divisor = self._num_positions if training else None
         if self.args.average_tokens_across_devices and divisor is not None:
             # The divisor counts the tokens of every process, and DDP averages over processes.
-            times = self._num_readers()
+            times = num_readers(self)
         # Anchors are counted over all batches and processes; hosts may divide by both once more.
-        beside = self._num_readers() // times * (1 if adds_up_losses(self) else self._num_batches)
+        beside = 1 if adds_up_losses(self) else self._steps.num_batches
+        beside *= num_readers(self) // times
         weighted = self.regularizer.weighted(drift, divisor, anchor_times=beside) * times
         tally = self._tally["train" if training else "eval"]
         share = 1 / part.num if part is not None and self.regularizer.anchors else None
@@ -135,31 +134,10 @@ class STRMixin(_Host):
             loss = loss + weighted.to(loss.device)
         return (loss, outputs) if return_outputs else loss
 
-    def _part(self) -> Part:
-        """Which part of the step a batch is."""
-        step, (last, number) = self.state.global_step, self._batch_of_step
-        self._batch_of_step = (step, number + 1 if last == step else 0)
-        readers = self._num_readers()
-        num = self._num_batches * readers
-        reader = self.args.process_index * readers // self.args.world_size
-        index = self._batch_of_step[1] * readers + reader
-        return Part(step, self.args.train_batch_size * num, index, num, seed=self.args.seed)
-
-    def _num_readers(self) -> int:
-        """How many processes read batches of their own."""
-        return self.accelerator.num_processes // self.get_tp_size()
-
-    def _seed(self, part: Part | None) -> int | None:
-        """Chance for drawn rows, from what a resumed run knows too: the host's stays as it was."""
-        if part is None or self.regularizer.settings.reference_fraction == 1:
-            return None
-        parts = (self.args.seed, *self._batch_of_step, self.args.process_index)
-        return int(fingerprint(map(str, parts))[:15], 16)
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._num_positions, self._num_batches = None, max(len(batches), 1)
+        self._num_positions, self._steps.num_batches = None, max(len(batches), 1)
         if self.regularizer.rule.first is not None and batches and "labels" in batches[0]:
             counted = map(self.regularizer.positions, batches)
             marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
@@ -191,7 +169,7 @@ class STRMixin(_Host):
             measured = self._taken("train").metrics(self.accelerator, divisor)
             self._is_warned = self._is_warned or warn_if_drowned(measured)
             self._logged_step = self.state.global_step
-            logs.update(measured | self.regularizer.weights())
+            logs.update(measured | self.regularizer.strength.logged())
         super().log(logs, *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,25 +11,20 @@ from torch import Tensor, nn
 
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError
-from ..provenance import fingerprint
 from . import adapters, capture, penalty
 from .anchors import Anchors, build_anchors
-from .budget import WeightController
 from .cache import COLUMN, Cached
 from .gradients import GradientNorms
 from .positions import PositionRule, draw_rows, needed_part
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
 from .settings import NO_ANCHORS, STRSettings
-from .step import Measured, Part
+from .strength import Part, Strength
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
-
-# Batches of one step at most, before a forgotten `next_step` is told of.
-_UNSETTLED = 4096
 
 
 def _own_loop() -> TrainingPlan:
@@ -107,10 +102,7 @@ class Regularizer:
         self.settings = STRSettings() if settings is None else settings
         self.form = penalty.form(self.settings.form)
         self.rule = PositionRule.parse(self.settings.positions)
-        self._draws = self._num_steps = 0
-        self._measured = Measured()
-        self.controllers: dict[str, WeightController] = {}
-        """What finds the weights of the drift and of the anchor drift, where there is a budget."""
+        self._num_watched = 0
         self._check(model, tokenizer)
         given = reference_model is not None
         kind = choose_reference(self.settings.reference, model, plan, reference_given=given)
@@ -135,9 +127,8 @@ class Regularizer:
         if self.settings.anchors != NO_ANCHORS and self.settings.holds:
             given = self.settings.anchors
             self.anchors = build_anchors(given, model, tokenizer, tokens, running, self.rule)
-        if self.settings.budget is not None:
-            names = ["drift", *(["anchors"] if self.anchors else [])]
-            self.controllers = {each: WeightController(self.settings.budget) for each in names}
+        self.strength = Strength(self.settings, anchored=self.anchors is not None)
+        """The weights of the present step."""
 
     def _check(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         size = capture.head_of(model).weight.shape[0]
@@ -171,7 +162,6 @@ class Regularizer:
         model: nn.Module,
         batch: Mapping[str, Any],
         *,
-        seed: int | None = None,
         gradients: bool = False,
         part: Part | None = None,
     ) -> Iterator[Drift]:
@@ -183,10 +173,10 @@ class Regularizer:
         Args:
             model: The model as it is called, wrapped for several devices or not.
             batch: Its labels say where the responses are.
-            seed: Chance for `reference_fraction`; by default another each time.
             gradients: Whether to measure norms of the gradients in the backward pass. They are
                 with a budget.
-            part: Which part of a step the batch is; by default the whole of it.
+            part: Which part of a step the batch is, for what is drawn at random; by default the
+                whole of a step of its own.
 
         Yields:
             The drift, there once the block is left.
@@ -199,9 +189,12 @@ class Regularizer:
         if reference is None:
             yield drift
             return
-        positions = self._drawn(batch, all_positions, seed)
+        if part is None:
+            part = Part(step=self._num_watched, rows=len(all_positions))
+        self._num_watched += 1
+        positions = self._drawn(batch, all_positions, part)
         trains = self.model.training and torch.is_grad_enabled()
-        gradients = gradients or (trains and bool(self.controllers))
+        gradients = gradients or (trains and self.strength.is_found)
         drift.gradients = GradientNorms() if gradients else None
         record = _Record(self, reference, batch, positions, drift.gradients)
         with record.hooks(model), capture.explaining_replaced_forward(self.model):
@@ -221,38 +214,8 @@ class Regularizer:
         if trains:
             capture.mark_trained(self.model)
             if self.anchors is not None:
-                drift.anchors = self._anchor_drift(
-                    model, part or Part(step=self._num_steps, rows=len(positions))
-                )
-            if self.controllers:
-                self._measured.add(drift)
-                if len(self._measured) > _UNSETTLED:
-                    raise InputError(
-                        f"{_UNSETTLED} batches were trained on and the weight was never settled. "
-                        "With a budget, call `next_step()` after each `optimizer.step()`."
-                    )
-
-    def _anchor_drift(self, model: nn.Module, part: "Part") -> penalty.DriftSum | None:
-        """The drift at this part's anchors of the step."""
-        anchors: Any = self.anchors
-        num = max(1, round(self.settings.anchor_share * part.rows))
-        seed = int(fingerprint([str(part.seed), str(part.step)])[:15], 16)
-        device = self.model.get_input_embeddings().weight.device  # pyright: ignore
-        drawn = anchors.draw(num, seed, (part.index, part.num), device)
-        if drawn is None:
-            return None
-        output = model(
-            **drawn.inputs, safety_positions=drawn.positions, safety_only=True,
-            safety_exchange=capture.Exchange(drawn.reference, normalised=True),
-        )  # fmt: skip
-        found = penalty.squared_drift(output.safety_logits)
-        count = torch.tensor(drawn.num_of_step, device=found.total.device)
-        return found._replace(num_positions=count)
-
-    def weight_of(self, name: str = "drift") -> float:
-        """The weight of the present step, of 'drift' or 'anchors'."""
-        controller = self.controllers.get(name)
-        return self.settings.first_weight if controller is None else controller.weight
+                drift.anchors = self.anchors.drift(model, self.settings.anchor_share, part)
+            self.strength.observe(drift)
 
     def weighted(
         self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1
@@ -274,52 +237,23 @@ class Regularizer:
         total = drift.sum.total
         num_items = drift.sum.num_positions if num_items is None else num_items
         divisor = torch.as_tensor(num_items, device=total.device).clamp(min=1)
-        weighted = self.weight_of("drift") * total / divisor
+        weighted = self.strength.weight_of("drift") * total / divisor
         if drift.anchors is None:
             return weighted
         of_anchors = drift.anchors.total / drift.anchors.num_positions.clamp(min=1)
-        return weighted + anchor_times * self.weight_of("anchors") * of_anchors.to(weighted.device)
+        return weighted + anchor_times * self.strength.weight_of("anchors") * of_anchors.to(
+            weighted.device
+        )
 
-    def next_step(self, reduce: Callable[[Tensor], Tensor] = lambda local: local) -> None:
-        """Settle the weights of the next step from what the last one measured, with a budget.
+    def next_step(self) -> None:
+        """With a budget: settle the weight of the next step; call it after `optimizer.step()`.
 
-        Args:
-            reduce: Sums a tensor over all processes, so that they find the same weights.
+        With several processes call `strength.next_step(reduce)`, so that all find the same weight.
 
         Raises:
             InputError: If what was measured is not finite.
         """
-        measured, self._measured = self._measured, Measured()
-        self._num_steps += 1
-        if not len(measured):
-            return
-        found = measured.over(reduce)
-        self.controllers["drift"].update(found.drift, found.task_norm, found.drift_norm)
-        if "anchors" in self.controllers and found.anchors is not None:
-            self.controllers["anchors"].update(found.anchors)
-
-    def weights(self) -> dict[str, float]:
-        """The weights of the present step as they are logged; none without a budget."""
-        names = {"drift": "str/weight", "anchors": "str/anchor_weight"}
-        return {names[name]: each.weight for name, each in self.controllers.items()}
-
-    def state(self) -> dict[str, Any]:
-        """What a resumed training needs, for a checkpoint: the state of the controllers."""
-        return {name: each.state() for name, each in self.controllers.items()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            InputError: If it is that of another budget, or of a training with other anchors.
-        """
-        if state.keys() != self.controllers.keys():
-            raise InputError(
-                "The checkpoint was written by a training with other `budget` or `anchors`. Resume "
-                "with the same ones."
-            )
-        for name, each in self.controllers.items():
-            each.load(state[name])
+        self.strength.next_step()
 
     def _reference_for(self, batch: Mapping[str, Any]) -> Reference | None:
         """What gives z0 of a batch; None where nothing can, which training refuses."""
@@ -335,14 +269,13 @@ class Regularizer:
             )
         return self.running
 
-    def _drawn(self, batch: Mapping[str, Any], positions: Tensor, seed: int | None) -> Tensor:
+    def _drawn(self, batch: Mapping[str, Any], positions: Tensor, part: Part) -> Tensor:
         """The positions to measure on: all that count, or those of rows drawn at random."""
         fraction = self.settings.reference_fraction
         if fraction == 1 or not self.model.training:
             return positions
-        self._draws += 1
-        seed = int(fingerprint([str(self._draws)])[:15], 16) if seed is None else seed
-        return draw_rows(batch, positions, fraction, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(part.chance("rows"))
+        return draw_rows(batch, positions, fraction, generator)
 
     def reference_values(
         self, reference: Reference, model: nn.Module, inputs: Mapping[str, Any], positions: Tensor
