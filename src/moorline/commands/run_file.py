@@ -77,6 +77,17 @@ class Run:
     started: str
     finished: str | None = None
     seconds: float | None = None
+    """From the first step's preparation to the last file."""
+
+    training_seconds: float | None = None
+    """Of the training alone."""
+
+    peak_memory_bytes: int | None = None
+    """The most that this tuning held, loading included, in the first process."""
+
+    peak_memory_of: Literal["cuda", "process"] | None = None
+    """Whether that is memory of its GPUs, or the resident set of the process where it used none."""
+
     steps: int | None = None
     train_loss: float | None = None
     log: tuple[Mapping[str, Any], ...] = ()
