@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from moorline.commands.demo import TRAINING, Demo, demo
 from moorline.embedded import TASKS
 from moorline.provenance import machine, now, versions, write_json
+from moorline.method.settings import DEFAULT_WEIGHT
 from moorline.trainer import STRConfig
 
 RATES = ("attack_success_rate", "refusal_rate", "over_refusal_rate", "compliance_rate", "utility")
@@ -26,7 +27,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--poisons", type=float, nargs="+", default=[0.0, 0.1])
-    parser.add_argument("--weights", type=float, nargs="+", default=[STRConfig.str_weight])
+    parser.add_argument("--weights", type=float, nargs="+", default=[DEFAULT_WEIGHT])
     parser.add_argument("--forms", nargs="+", default=[STRConfig.str_form])
     words = parser.parse_args()
     runs = []

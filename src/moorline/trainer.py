@@ -162,6 +162,8 @@ class STRConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.fp16:
             self.bf16, self.fp16 = _precision(use_cpu=self.use_cpu)
+        if self.str_weight is None and self.str_budget is None:
+            self.str_weight = DEFAULT_WEIGHT
         super().__post_init__()
         self.settings()
 

@@ -96,6 +96,14 @@ class STRSettings:
         return DEFAULT_WEIGHT if self.weight is None else float(self.weight)
 
     @property
+    def strength(self) -> str:
+        """How strongly it holds, in words: the weight or the budget, and the anchors."""
+        given = (
+            f"weight {self.first_weight:g}" if self.budget is None else f"budget {self.budget:g}"
+        )
+        return given if self.anchors == NO_ANCHORS else f"{given}, anchors {self.anchors}"
+
+    @property
     def holds(self) -> bool:
         """Whether anything is held, rather than measured only."""
         return self.first_weight > 0
