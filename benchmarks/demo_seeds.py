@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 
 from moorline.commands.demo import TRAINING, Demo, demo
 from moorline.embedded import TASKS
-from moorline.provenance import machine, now, versions, write_json
 from moorline.method.settings import DEFAULT_WEIGHT
+from moorline.provenance import machine, now, versions, write_json
 from moorline.trainer import STRConfig
 
 RATES = ("attack_success_rate", "refusal_rate", "over_refusal_rate", "compliance_rate", "utility")
