@@ -13,10 +13,10 @@ from ..audit.answering import check_folder
 from ..audit.comparing import compare
 from ..audit.drift import drift_of
 from ..audit.engines import VLLM
-from ..audit.findings import Audit, of_mean
+from ..audit.findings import Audit
 from ..audit.gates import check_gates, parse_gate
 from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
-from ..audit.measurements import Measurement
+from ..audit.measurements import Measurement, measured
 from ..audit.perplexity import labelled, perplexity
 from ..audit.refusal_mass import refusal_mass
 from ..audit.run import audit, resolved
@@ -231,7 +231,7 @@ def _loaded(source: _Source, loading: Loading, say: Progress) -> ChatModel:
 def _perplexity(chat: ChatModel, rows: Sequence[Any], name: str, seed: int) -> Measurement:
     of = perplexity(chat, rows, seed=seed)
     mean = Mean(of.num_rows, of.perplexity, of.low, of.high)
-    return of_mean(mean, suite=name, kind="rows", metric="perplexity")
+    return measured(mean, suite=name, kind="rows", metric="perplexity")
 
 
 def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
@@ -240,13 +240,11 @@ def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
     for score in lm_eval_tasks(chat.model, chat.tokenizer, names) if names else ():
         half = None if score.standard_error is None else 1.96 * score.standard_error
         ends = (None, None) if half is None else (score.value - half, score.value + half)
-        row = of_mean(
+        mean, of = (
             Mean(score.num, score.value, *ends),
-            suite=score.task,
-            kind="lm_eval",
-            metric=score.metric,
+            {"suite": score.task, "metric": score.metric},
         )
-        rows.append(replace(row, interval=None if half is None else "normal"))
+        rows.append(measured(mean, kind="lm_eval", interval="normal", **of))
     return rows
 
 
