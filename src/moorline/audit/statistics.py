@@ -92,7 +92,7 @@ def wilson(count: int, num: int) -> Rate:
         raise InputError(f"`count` must lie between 0 and `num`, got {count} of {num}.")
     if num == 0:
         return Rate(0, 0, None, None, None)
-    return _wilson(count, num, num)
+    return _wilson(count, num, float(num))
 
 
 def clustered_rate(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Rate:
@@ -349,13 +349,14 @@ def _tango(gained: float, lost: float, num: float) -> tuple[float, float]:
 
 def _bootstrap(totals: Any, sizes: Any, seed: int, num_resamples: int) -> tuple[float, float]:
     """Percentile interval of sum of totals / sum of sizes over resampled items."""
-    found = stats.bootstrap(
-        (totals, sizes), lambda one, other, axis: one.sum(axis=axis) / other.sum(axis=axis),
-        paired=True, vectorized=True, method="percentile", confidence_level=CONFIDENCE,
-        n_resamples=num_resamples, batch=max(1, _BLOCK // len(totals)),
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    generator, num = np.random.default_rng(seed), len(totals)
+    means = []
+    for start in range(0, num_resamples, block := max(1, _BLOCK // num)):
+        draws = generator.integers(num, size=(min(block, num_resamples - start), num))
+        means.append(totals[draws].sum(axis=1) / sizes[draws].sum(axis=1))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _flipping(totals: Any) -> float:

@@ -227,7 +227,7 @@ def _fetched(format: Format, source: str) -> Iterator[tuple[Row, str]]:
             f"{source}: reading a data set needs datasets, which is not installed. Run "
             "`pip install 'moorline[tune]'`."
         ) from error
-    names = {} if format.header else {"names": list(format.prompt)}
+    names: Any = {} if format.header else {"names": list(format.prompt)}
     try:
         loaded: Any = load_dataset(
             source, format.config or None, split=format.split or None, **names
