@@ -12,6 +12,7 @@ from .. import embedded
 from ..chat.loading import load_chat_model
 from ..errors import InputError
 from ..method.mining import mine_safety_tokens
+from ..method.settings import DEFAULT_WEIGHT
 from ..provenance import as_json, write_json, write_text
 from ..report import Report, report
 from ..trainer import STRConfig
@@ -58,7 +59,7 @@ class Demo:
     task: str = "plans"
     """Which downstream task, one of `embedded.TASKS`."""
 
-    weight: float = STRConfig.str_weight
+    weight: float = DEFAULT_WEIGHT
     form: str = STRConfig.str_form
 
     def __post_init__(self) -> None:
