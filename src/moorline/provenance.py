@@ -7,9 +7,10 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import InputError
 
@@ -38,6 +39,29 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": memory,
     }
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory` count from here on; where the system cannot, from the process's start."""
+    import torch
+
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # of Linux alone
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> tuple[int, Literal["cuda", "process"]]:
+    """The most bytes that this process held: on its GPUs, or resident where it used none."""
+    import resource
+
+    import torch
+
+    devices = range(torch.cuda.device_count())
+    if on_gpus := sum(torch.cuda.max_memory_allocated(each) for each in devices):
+        return on_gpus, "cuda"
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
 
 
 def now() -> str:

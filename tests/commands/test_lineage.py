@@ -146,7 +146,7 @@ def test_a_run_that_is_not_finished_or_says_nothing_of_its_base_is_refused(go):
     with pytest.raises(InputError, match="is not finished, so nothing can follow it"):
         lineage_of(str(first))
     (first / "run.json").write_text(json.dumps({**run, "base": None}))
-    with pytest.raises(InputError, match="damaged: 'base' holds null"):
+    with pytest.raises(InputError, match="'base' holds null, must be an object. Restore"):
         lineage_of(str(first))
 
 

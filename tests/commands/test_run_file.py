@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -37,15 +39,16 @@ def test_a_run_comes_back_as_it_was_written(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"base": {}}, "'base.name' holds null"),
+    ({"base": {}}, "lacks 'base.name'"),
     ({"base": None}, "'base' holds null"),
-    ({"base": {"name": "/m"}}, "'base.weights' holds null"),
+    ({"base": {"name": "/m"}}, "lacks 'base.weights'"),
     ({"base": {"name": 3, "weights": "w"}}, "'base.name' holds 3"),
     ({"chain": []}, "'chain' holds"),
-    ({"chain": [{}]}, "'chain.output_dir' holds null"),
-    ({"chain": [1]}, "'chain' holds 1"),
+    ({"chain": [{}]}, r"lacks 'chain\[0\]\.output_dir'"),
+    ({"chain": [1]}, r"'chain\[0\]' holds 1"),
     ({"chain": {"a": 1}}, "'chain' holds"),
     ({"status": None}, "'status' holds null"),
+    ({"status": "done"}, "'status' holds \"done\", must be 'running', 'stopped' or 'finished'"),
     ({"settings": 3}, "'settings' holds 3"),
     ({"log": 3}, "'log' holds 3"),
     ({"schema": 1}, "written by another version of Moorline .schema 1, this one reads 2"),
@@ -98,33 +101,43 @@ def test_what_changes_nothing_learned_does_not(name):
     assert is_idle(name)
 
 
-def lock_of(tmp_path, process, host=None):
-    (tmp_path / ".tuning.lock").write_text(
-        json.dumps({"process": process, "host": host or socket.gethostname()})
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of a folder, as a tuning does."""
+    code = (
+        "import pathlib, sys, time; from moorline.commands.run_file import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
-def test_a_folder_in_which_a_tuning_runs_is_refused(tmp_path):
+def test_a_folder_in_which_a_tuning_runs_is_refused(holder, tmp_path):
     """Two runs used to write into one folder until the first had a checkpoint."""
-    for process, host in ((os.getppid(), None), (1, "another-machine")):
-        lock_of(tmp_path, process, host)
+    owner = f"process {holder.pid} on {socket.gethostname()}"
+    for _ in range(2):  # being refused takes nothing from the owner
         with (
-            pytest.raises(InputError, match="another tuning runs in it") as refused,
+            pytest.raises(InputError, match=f"another tuning runs in it .{owner}"),
             locked(tmp_path),
         ):
             pass
-        assert str(process) in str(refused.value)
-        assert (tmp_path / ".tuning.lock").is_file()
+    assert (tmp_path / ".tuning.lock").is_file()
 
 
-def test_a_lock_of_a_process_that_has_ended_is_taken_over(tmp_path):
-    ended = os.spawnlp(os.P_NOWAIT, "true", "true")
-    os.waitpid(ended, 0)
-    for text in (json.dumps({"process": ended, "host": socket.gethostname()}), '{"proc'):
-        (tmp_path / ".tuning.lock").write_text(text)
+def test_a_lock_of_a_process_that_was_killed_is_taken_over(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    lock = tmp_path / ".tuning.lock"
+    assert lock.is_file(), "it had no chance to remove it"
+    for text in (lock.read_text(), "", "1\nanother-machine\n"):
+        lock.write_text(text)
         with locked(tmp_path):
-            assert json.loads((tmp_path / ".tuning.lock").read_text())["process"] == os.getpid()
-        assert not (tmp_path / ".tuning.lock").exists()
+            assert lock.read_text().split()[0] == str(os.getpid())
+        assert not lock.exists()
 
 
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import sys
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from helpers import TEMPLATE, conversations, refused, tune
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -36,6 +38,32 @@ def test_full_fine_tuning_writes_a_model_and_uses_a_frozen_copy(flags, tmp_path)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["reference"] == "frozen_copy"
     AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     AutoTokenizer.from_pretrained(tmp_path / "run")
+
+
+def test_the_cost_of_each_of_two_runs_in_one_process_is_told(flags, tmp_path):
+    """A comparison needs it; the second run does not inherit the peak of the first."""
+    filler = bytearray(1 << 30)
+    filler[::4096] = b"1" * (1 << 18)
+    costs = {}
+    for name in ("large", "small"):
+        assert tune({**flags, "output_dir": tmp_path / name}).exit_code == 0
+        costs[name] = json.loads((tmp_path / name / "run.json").read_text())
+        filler = b""
+    for cost in costs.values():
+        assert 0 < cost["training_seconds"] <= cost["seconds"]
+        assert cost["peak_memory_of"] == ("cuda" if torch.cuda.is_available() else "process")
+        assert cost["peak_memory_bytes"] > 0
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        gone = costs["large"]["peak_memory_bytes"] - costs["small"]["peak_memory_bytes"]
+        assert gone > 0.9 * (1 << 30)
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_record(flags, tmp_path):
+    wild = {"learning_rate": 1e30, "max_steps": 3, "lr_scheduler_type": "constant"}
+    result = tune({**flags, **wild, "use_peft": False, "logging_nan_inf_filter": False})
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (run["status"], run["train_loss"]) == ("finished", None)
 
 
 def first_turns(num=8):
@@ -112,7 +140,6 @@ def test_json_prints_one_object_and_nothing_else(flags):
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(flags, tmp_path):
-    import torch
     from safetensors.torch import load_file
 
     whole = {**flags, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}

@@ -187,12 +187,13 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
         return
     with _command(as_json=as_json) as print_json:
         logging.getLogger("moorline").info("Reading the settings.")
+        from ..records import plain
         from .tune import summary
         from .tune import tune as run
 
         result = run(context.args)
         if as_json:
-            print_json(result.to_json())
+            print_json(plain(result))
         else:
             print(summary(result))
 

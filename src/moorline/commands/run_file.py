@@ -1,22 +1,26 @@
 """The record of a tuning, `run.json`, and the lock that keeps a second one out of its folder."""
 
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_origin
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import MinLen
+from filelock import FileLock, Timeout
+
+from .. import records
 from ..errors import InputError, PrerequisiteError
-from ..provenance import read_json, write_json
 
 RUN = "run.json"
 TOKENS = "safety_tokens.json"
 _LOCK = ".tuning.lock"
-_SCHEMA = 2
+_REMEDY = (
+    "Restore the file, or tune again, or give the model itself and its aligned model as "
+    "`str_reference_model`."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +54,9 @@ class Link:
 class Run:
     """What `run.json` says of a tuning."""
 
-    status: str
-    """'running', 'stopped' or 'finished'."""
+    SCHEMA: ClassVar[int] = 2
+
+    status: Literal["running", "stopped", "finished"]
 
     model: str
     """What was tuned, as it was given."""
@@ -60,7 +65,7 @@ class Run:
     """Whole path or hub id of the weights that were loaded; an adapter stands on these."""
 
     base: Aligned
-    chain: tuple[Link, ...]
+    chain: Annotated[tuple[Link, ...], MinLen(1)]
     """The tunings before, and this one last."""
 
     reference: str
@@ -71,18 +76,21 @@ class Run:
     machine: Mapping[str, Any]
     started: str
     finished: str | None = None
-    seconds: float | int | None = None
+    seconds: float | None = None
+    """From the first step's preparation to the last file."""
+
+    training_seconds: float | None = None
+    """Of the training alone."""
+
+    peak_memory_bytes: int | None = None
+    """The most that this tuning held, loading included, in the first process."""
+
+    peak_memory_of: Literal["cuda", "process"] | None = None
+    """Whether that is memory of its GPUs, or the resident set of the process where it used none."""
+
     steps: int | None = None
-    train_loss: float | int | None = None
+    train_loss: float | None = None
     log: tuple[Mapping[str, Any], ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values, for a file."""
-        return {"schema": _SCHEMA, **asdict(self)}
-
-    def write(self, folder: Path) -> None:
-        """Write `run.json` into a folder."""
-        write_json(folder / RUN, self.to_json())
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
@@ -91,49 +99,11 @@ class Run:
         Raises:
             InputError: If its `run.json` is missing, damaged, or of another version.
         """
-        path = folder / RUN
-        values = read_json(path, "run file")
-        if values.get("schema") != _SCHEMA:
-            raise InputError(
-                f"{path} was written by another version of Moorline (schema "
-                f"{values.get('schema')!r}, this one reads {_SCHEMA}). Tune again, or give the "
-                "model itself and its aligned model as `str_reference_model`."
-            )
-        values["base"] = _made(Aligned, values.get("base"), path, "base")
-        chain = values.get("chain")
-        if not isinstance(chain, list) or not chain:
-            raise _damaged(path, "chain", chain)
-        values["chain"] = tuple(_made(Link, each, path, "chain") for each in chain)
-        if isinstance(values.get("log"), list):
-            values["log"] = tuple(values["log"])
-        return _made(cls, values, path, "")
+        return records.read(cls, folder / RUN, "run file", remedy=_REMEDY, others=True)
 
-
-def _made(kind: Any, values: Any, path: Path, where: str) -> Any:
-    """A dataclass from what a file holds, each of its values checked."""
-    if not isinstance(values, Mapping):
-        raise _damaged(path, where, values)
-    known = {}
-    for each in fields(kind):
-        name = f"{where}.{each.name}".strip(".")
-        if each.name not in values:
-            if each.default is MISSING:
-                raise _damaged(path, name, None)
-            continue
-        expected = get_origin(each.type)
-        if expected is None or expected is UnionType:  # str, or str | None
-            expected = each.type
-        if not isinstance(values[each.name], expected):  # pyright: ignore[reportArgumentType]
-            raise _damaged(path, name, values[each.name])
-        known[each.name] = values[each.name]
-    return kind(**known)
-
-
-def _damaged(path: Path, where: str, value: Any) -> InputError:
-    return InputError(
-        f"{path}: damaged: {where!r} holds {json.dumps(value, default=str)[:60]}. "
-        "Restore the file, or give the model itself and its aligned model as `str_reference_model`."
-    )
+    def write(self, folder: Path) -> None:
+        """Write `run.json` into a folder."""
+        records.write(folder / RUN, self)
 
 
 def check_free(
@@ -204,17 +174,18 @@ def locked(output: Path) -> Iterator[None]:
         return
     if output.exists() and not output.is_dir():
         raise InputError(f"`output_dir` {output} is a file. Give a folder.")
-    new, lock = not output.exists(), output / _LOCK
+    new, path = not output.exists(), output / _LOCK
+    lock = FileLock(path)  # the system frees it when its process ends, however that ends
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if _is_stale(lock):
-            lock.unlink(missing_ok=True)
-        with lock.open("x", encoding="utf-8") as stream:
-            json.dump({"process": os.getpid(), "host": socket.gethostname()}, stream)
-    except FileExistsError as error:
+        lock.acquire(blocking=False)
+        path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+    except Timeout as error:
+        owner = path.read_text(encoding="utf-8").split() if path.is_file() else []
+        named = f"process {owner[0]} on {owner[1]}" if len(owner) > 1 else "unknown process"
         raise InputError(
-            f"`output_dir` {output}: another tuning runs in it ({_owner(lock)}). Give another "
-            f"folder; if it does not run any more, delete {lock}."
+            f"`output_dir` {output}: another tuning runs in it ({named}). Give another folder, or "
+            "wait for it to end."
         ) from error
     except OSError as error:
         raise PrerequisiteError(
@@ -223,35 +194,8 @@ def locked(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        lock.release()
         if new:
             with suppress(OSError):  # whatever was written stays
                 output.rmdir()
-
-
-def _owner(lock: Path) -> str:
-    try:
-        values = read_json(lock, "lock")
-    except InputError:
-        return "unknown process"
-    return f"process {values.get('process')} on {values.get('host')}"
-
-
-def _is_stale(lock: Path) -> bool:
-    """Whether the process that wrote a lock has ended; of other machines nobody knows."""
-    if not lock.is_file():
-        return False
-    try:
-        values = read_json(lock, "lock")
-    except InputError:
-        return True  # written in part: its process ended meanwhile
-    process = values.get("process")
-    if values.get("host") != socket.gethostname() or not isinstance(process, int):
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return process == os.getpid()

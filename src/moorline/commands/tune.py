@@ -27,7 +27,16 @@ from ..errors import InputError
 from ..method.adapters import weights_fingerprint
 from ..method.mining import mine_safety_tokens
 from ..method.safety_tokens import SafetyTokens
-from ..provenance import as_json, fingerprint, machine, now, sha256_of, versions
+from ..provenance import (
+    as_json,
+    fingerprint,
+    machine,
+    now,
+    peak_memory,
+    reset_peak_memory,
+    sha256_of,
+    versions,
+)
 from ..trainer import STRTrainer, get_peft_config, get_quantization_config
 from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
@@ -76,6 +85,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
     """A trainer that is ready to begin, and what is known of its run."""
     training, output = settings.training, Path(settings.training.output_dir)
     name = settings.model.model_name_or_path
+    reset_peak_memory()
     _log.info("Reading the data: %s.", settings.script.dataset_name or "a mixture")
     data = read_training_data(settings.script, settings.mixture)
     train_rows = split_of(data, settings.script.dataset_train_split)
@@ -140,7 +150,9 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
             if is_main:
                 trainer.regularizer.tokens.save(output / TOKENS)
                 run.write(output)
+            trains = time.monotonic()
             result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+            training_seconds = round(time.monotonic() - trains, 3)
             trainer.save_model(args.output_dir)
             if is_main:
                 trainer.processing_class.save_pretrained(output)  # pyright: ignore
@@ -148,15 +160,18 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         if is_main:
             _write_stopped(run, trainer, output, began)
         raise
-    steps = trainer.state.global_step
+    steps, (peak, peak_of) = trainer.state.global_step, peak_memory()
     run = replace(
         run,
         status="finished",
         finished=now(),
         seconds=round(time.monotonic() - began, 3),
+        training_seconds=training_seconds,
+        peak_memory_bytes=peak,
+        peak_memory_of=peak_of,
         steps=steps,
         chain=(*run.chain[:-1], replace(run.chain[-1], steps=steps)),
-        train_loss=result.training_loss,
+        train_loss=result.training_loss if is_plain(result.training_loss) else None,
         log=_log_of(trainer),
     )
     if is_main:

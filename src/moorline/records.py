@@ -1,0 +1,132 @@
+"""Typed reading and writing of our own JSON files: what one holds is a frozen dataclass.
+
+A class that stands for a whole file says its schema's number as `SCHEMA: ClassVar[int]`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import InputError
+from .provenance import read_json, write_json
+
+_T = TypeVar("_T")
+
+
+def read(
+    kind: type[_T], path: str | Path, what: str, *, remedy: str, others: bool = False,
+    schemas: tuple[int, ...] = (),
+) -> _T:  # fmt: skip
+    """Read one of our files, each of its values checked.
+
+    Args:
+        kind: The dataclass that it holds.
+        path: The file.
+        what: What the file should be, for the message ("run file").
+        remedy: What to do about a file that does not fit; the end of the message.
+        others: Whether fields that `kind` does not name are passed over; else they are refused.
+        schemas: Schema numbers that can be read; by default `kind.SCHEMA` alone.
+
+    Raises:
+        InputError: If it is missing, damaged, or of another schema; names file, field and value.
+    """
+    values = read_json(path, what)
+    known, found = schemas or _schema(kind), values.pop("schema", None)
+    if known and (type(found) is not int or found not in known):
+        raise InputError(
+            f"{path} was written by another version of Moorline (schema {json.dumps(found)[:20]}, "
+            f"this one reads {' or '.join(map(str, known))}). {remedy}"
+        )
+    return parse(kind, values, str(path), remedy=remedy, others=others)
+
+
+def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool = False) -> _T:
+    """A value of JSON as its type has it: a dataclass, a NamedTuple, or a tuple of them.
+
+    Args:
+        kind: The type. A list becomes a tuple, a whole number a float; nothing else is converted.
+        value: What the file holds.
+        place: Where it stands, for the message ("out/answers.jsonl, line 3").
+        remedy: What to do about a value that does not fit; the end of the message.
+        others: As for `read`.
+
+    Raises:
+        InputError: If it does not fit; names place, field, what was there, and what must hold.
+
+    Example:
+        >>> parse(tuple[int, ...], [1, "2"], "ids.json", remedy="Mine again.")
+        Traceback (most recent call last):
+        moorline.errors.InputError: ids.json: '[1]' holds "2", must be a valid integer. Mine again.
+    """
+    from pydantic import ValidationError
+
+    try:
+        text = json.dumps([value], ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{place}: holds NaN or Infinity, no number. {remedy}") from error
+    try:  # half of a surrogate pair, which no text can hold, is read as "?"
+        return _adapter(kind, others).validate_json(text.encode(errors="replace"))[0]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    field = repr(_field(first["loc"][1:], value))
+    there = json.dumps(first["input"], default=str)[:60]
+    words = f"{field} holds {there}, {first['msg']}".replace("Input should", "must")
+    own = {
+        "missing": f"lacks {field}",
+        "unexpected_keyword_argument": f"has an unknown field {field}",
+        "value_error": str(first.get("ctx", {}).get("error")).rstrip("."),  # of the class itself
+    }
+    raise InputError(f"{place}: {own.get(first['type'], words)}. {remedy}")
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A dataclass as plain values, its schema's number first."""
+    schema = {"schema": value.SCHEMA} if hasattr(value, "SCHEMA") else {}
+    return {**schema, **asdict(value)}
+
+
+def write(path: str | Path, value: Any) -> None:
+    """Write a dataclass as JSON, whole or not at all."""
+    write_json(path, plain(value))
+
+
+def json_schema(kind: type) -> Mapping[str, Any]:
+    """The JSON Schema of a dataclass's file (draft 2020-12), with its fields' docstrings."""
+    found = _adapter(kind, False).json_schema()
+    made = found["$defs"][kind.__name__]
+    for number in _schema(kind):
+        made["properties"] = {"schema": {"const": number}, **made["properties"]}
+        made["required"] = ["schema", *made.get("required", [])]
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **found["items"], "$defs": found["$defs"]}
+
+
+def _schema(kind: Any) -> tuple[int, ...]:
+    return (kind.SCHEMA,) if hasattr(kind, "SCHEMA") else ()
+
+
+@cache
+def _adapter(kind: Any, others: bool) -> Any:
+    """The checks of a type, made once; in a list, as pydantic takes no settings for a dataclass."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    extra = "ignore" if others else "forbid"
+    settings = ConfigDict(strict=True, extra=extra, allow_inf_nan=False)
+    rows: Any = list[kind]  # pyright: ignore[reportInvalidTypeForm]
+    return TypeAdapter(rows, config={**settings, "use_attribute_docstrings": True})
+
+
+def _field(path: tuple[int | str, ...], value: Any) -> str:
+    """A place within a value, as `chain[0].tokens`; pydantic names members of unions too."""
+    words = ""
+    for each in path:
+        if isinstance(each, int):
+            words += f"[{each}]"
+            value = value[each] if isinstance(value, list) and each < len(value) else None
+        elif isinstance(value, Mapping):
+            words += f".{each}"
+            value = value.get(each)
+    return words.removeprefix(".")
