@@ -27,9 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from moorline.chat.chat_model import in_batches, left_padded
 from moorline.method import mining
-from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from moorline.method.reading import Answered, Reader
-from moorline.method.templates import REJECTION_TEMPLATES
+from moorline.method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS, REJECTION_TEMPLATES
 from moorline.provenance import machine, now, versions, write_json
 
 SYSTEM = "You are a helpful assistant. Answer in plain words, and say so where you do not know."

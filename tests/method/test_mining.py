@@ -19,9 +19,8 @@ from transformers import (
 
 from moorline import InputError, embedded, mine_safety_tokens
 from moorline.chat.chat_model import ChatModel
-from moorline.method.mining_prompts import MINING_PROMPTS
 from moorline.method.reading import Answered, Reader
-from moorline.method.templates import REJECTION_TEMPLATES, opener_ids
+from moorline.method.templates import MINING_PROMPTS, REJECTION_TEMPLATES, opener_ids
 
 
 @pytest.fixture(scope="module")

@@ -37,10 +37,15 @@ from ..chat.chat_model import ChatModel, check_sizes
 from ..errors import InputError
 from ..provenance import now, versions
 from .capture import base_of, head_of
-from .mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from .reading import Answered, Reader
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
-from .templates import REJECTION_TEMPLATES, carries_meaning, opening_length
+from .templates import (
+    MINING_HARMLESS_PROMPTS,
+    MINING_PROMPTS,
+    REJECTION_TEMPLATES,
+    carries_meaning,
+    opening_length,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
