@@ -69,24 +69,24 @@ class Reader:
             Nats by prompt, answer and token; computed in float32 from the logits of the model.
         """
         begun = self._begun([each.context for each in self.prompts]) if self.shares else None
-        found = []
-        for index, each in enumerate(self.prompts):
-            if index == self._tried and self._found and len(each.answers) <= batch_size:
-                found.append(self._found)
+        found: list[_Nats] = []
+        for index, (context, answers) in enumerate(self.prompts):
+            nats: _Nats = [[] for _ in answers]
+            if index == self._tried and self._found and len(answers) <= batch_size:
+                nats = self._found
             else:
-                found.append(self._of_prompt(each, begun, batch_size))
+                for batch in in_batches(answers, batch_size):
+                    some = [answers[each] for each in batch]
+                    read = (
+                        self._tree(begun, context, some)
+                        if begun is not None
+                        else self._rows(context, some)
+                    )
+                    for each, of_answer in zip(batch, read, strict=True):
+                        nats[each] = of_answer
+            found.append(nats)
             if progress is not None:
                 progress(1)
-        return found
-
-    def _of_prompt(self, prompt: Answered, begun: "_Begun | None", batch_size: int) -> _Nats:
-        context, answers = prompt
-        found: _Nats = [[] for _ in answers]
-        for batch in in_batches(answers, batch_size):
-            some = [answers[index] for index in batch]
-            nats = self._tree(begun, context, some) if begun else self._rows(context, some)
-            for index, of_answer in zip(batch, nats, strict=True):
-                found[index] = of_answer
         return found
 
     def greedy(
@@ -109,12 +109,12 @@ class Reader:
         """
         begun = self._begun(rows) if self.shares else None
         # Where layers look back a few tokens only, padding within a row would take their place.
-        if begun and any(type(layer) is not DynamicLayer for layer in begun.past.layers):
+        if begun is not None and any(type(layer) is not DynamicLayer for layer in begun.layers):
             begun = None
         answers: list[list[int]] = [[] for _ in rows]
         for batch in in_batches(rows, batch_size):
             some = [rows[index] for index in batch]
-            if begun:
+            if begun is not None:
                 found = self._written(begun, some, max_new_tokens)
             else:
                 done = self.chat.generate(some, max_new_tokens=max_new_tokens)
@@ -125,7 +125,7 @@ class Reader:
                 progress(len(batch))
         return answers
 
-    def _begun(self, rows: Sequence[Sequence[int]]) -> "_Begun":
+    def _begun(self, rows: Sequence[Sequence[int]]) -> DynamicCache:
         """What rows begin with in common, read once; a token of each row is left."""
         lists = [list(row[:-1]) for row in rows]
         # The first and the last in order differ where any two do.
@@ -134,7 +134,7 @@ class Reader:
         past = DynamicCache(config=base_of(self.chat.model).config)
         if ids:
             self._logits(torch.tensor([ids]), 1, past_key_values=past)
-        return _Begun(len(ids), past)
+        return past
 
     def _try(self, context: list[int], answers: list[list[int]]) -> _Nats | None:
         """Nats of answers read as a tree; None if those of the longest are not those of a row."""
@@ -158,13 +158,13 @@ class Reader:
         pairs = zip(found[answers.index(longest)], expected, strict=True)
         return found if all(abs(one - other) < allowed for one, other in pairs) else None
 
-    def _tree(self, begun: "_Begun", context: list[int], answers: list[list[int]]) -> _Nats:
+    def _tree(self, begun: DynamicCache, context: list[int], answers: list[list[int]]) -> _Nats:
         """Nats of answers that are read as one tree, after a prompt that is its trunk."""
         # The last token of an answer predicts nothing. An empty beginning is the end of the prompt.
         begins = {tuple(answer[:size]) for answer in answers for size in range(len(answer))}
         ordered = sorted(begins, key=lambda begin: (len(begin), begin))
         nodes = {begin: number for number, begin in enumerate(ordered)}
-        skipped, trunk = begun.num, len(context)
+        skipped, trunk = begun.get_seq_length(), len(context)
         size = trunk + len(nodes) - 1
         sees = torch.ones(size, size, dtype=torch.bool).tril()
         sees[trunk:, trunk:] = False
@@ -180,7 +180,7 @@ class Reader:
             len(nodes),
             attention_mask=mask[None, None, skipped:],
             position_ids=torch.tensor([positions[skipped:]]),
-            past_key_values=copy.deepcopy(begun.past),
+            past_key_values=copy.deepcopy(begun),
         )[0]
         places = [[nodes[tuple(each[:size])] for size in range(len(each))] for each in answers]
         return _chosen(logits, places, answers)
@@ -200,16 +200,16 @@ class Reader:
         return _chosen(logits.flatten(0, 1), places, answers)
 
     def _written(
-        self, begun: "_Begun", rows: Sequence[Sequence[int]], max_new_tokens: int
+        self, begun: DynamicCache, rows: Sequence[Sequence[int]], max_new_tokens: int
     ) -> list[list[int]]:
         """Greedy answers; the rows are padded behind what they begin with in common."""
-        device, num = self.chat.device, len(rows)
-        ids, mask = left_padded([row[begun.num :] for row in rows], self.chat.padding)
-        mask = torch.cat([mask.new_ones(num, begun.num), mask], dim=1).to(device)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, begun.num :]
+        device, num, skipped = self.chat.device, len(rows), begun.get_seq_length()
+        ids, mask = left_padded([row[skipped:] for row in rows], self.chat.padding)
+        mask = torch.cat([mask.new_ones(num, skipped), mask], dim=1).to(device)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, skipped:]
         past = DynamicCache()
-        past.layers = [_Roomy(mask.shape[1] + max_new_tokens) for _ in begun.past.layers]
-        for index, layer in enumerate(begun.past.layers if begun.num else []):
+        past.layers = [_Roomy(mask.shape[1] + max_new_tokens) for _ in begun.layers]
+        for index, layer in enumerate(begun.layers if skipped else []):
             past.update(
                 *(each.expand(num, -1, -1, -1) for each in (layer.keys, layer.values)), index
             )
@@ -244,15 +244,6 @@ class Reader:
                 input_ids=ids.to(device), use_cache="past_key_values" in there, **there, **keep
             )
         return output.logits[:, -num:]
-
-
-class _Begun(NamedTuple):
-    """What rows begin with in common, read."""
-
-    num: int
-    """How many tokens."""
-
-    past: DynamicCache
 
 
 class _Roomy(DynamicLayer):
