@@ -1,6 +1,7 @@
 """One optimizer step of `STRTrainer`, for tests that need processes of their own.
 
-python run_host.py LOG.json --batch 4 [--compile] [--reference cached --cache-dir DIR]
+python run_host.py LOG.json --batch 4 [--compile] [--method NAME]
+    [--reference cached --cache-dir DIR]
 Under torchrun for several processes.
 """
 
@@ -18,6 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from moorline import SafetyTokens, STRConfig, STRTrainer
+from moorline.baselines import BaselineMixin, Materials, method_named
+from moorline.chat.chat_model import ChatModel
 from moorline.method import cache_job
 
 
@@ -25,6 +28,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("log", type=Path)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--method")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--reference", default="adapter_off")
     parser.add_argument("--cache-dir")
@@ -55,7 +59,12 @@ def main():
             if "lora_B" in name:
                 each.add_(0.1 * torch.randn_like(each))
     ids = (10, 17, 24, 31, 38)
-    trainer = STRTrainer(
+    kind, more = STRTrainer, {}
+    if words.method is not None:
+        kind = type("PeerTrainer", (BaselineMixin, STRTrainer), {})
+        materials = Materials(chat=ChatModel(model, tokenizer))
+        more = {"method": method_named(words.method)(materials, 2.0)}
+    trainer = kind(
         model,
         STRConfig(
             str(words.log.parent / "out"), per_device_train_batch_size=words.batch, max_steps=1,
@@ -71,6 +80,7 @@ def main():
         ),
         train_dataset=conversations(8),
         processing_class=tokenizer,
+        **more,
     )  # fmt: skip
     trainer.train()
     if trainer.accelerator.is_main_process:

@@ -94,7 +94,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
         eval_rows = split_of(data, settings.script.dataset_test_split)
     tokenizer = _tokenizer(settings, train_rows)
     _log.info("Loading the model: %s.", lineage.model)
-    with in_one_line(model=lineage.model):
+    with in_one_line():
         model = _load_model(lineage.model, settings)
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
