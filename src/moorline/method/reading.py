@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -209,10 +209,10 @@ class Reader:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, skipped:]
         past = DynamicCache()
         past.layers = [_Roomy(mask.shape[1] + max_new_tokens) for _ in begun.layers]
-        for index, layer in enumerate(begun.layers if skipped else []):
-            past.update(
-                *(each.expand(num, -1, -1, -1) for each in (layer.keys, layer.values)), index
-            )
+        read: Any = begun.layers if skipped else []
+        for index, layer in enumerate(read):
+            keys, values = (each.expand(num, -1, -1, -1) for each in (layer.keys, layer.values))
+            past.update(keys, values, index)
         answers: list[list[int]] = [[] for _ in rows]
         going = list(range(num))
         for _ in range(max_new_tokens):
