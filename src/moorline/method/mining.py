@@ -128,9 +128,8 @@ def mine_safety_tokens(
             "in its words."
         )
     openers = {answer[0] for each in reading.asked for answer in each.answers}
-    unfit = set(tokenizer.all_special_ids)
-    unfit |= _used(reader, harmless_prompts, batch_size, tell) - openers
-    found = _by_token(tokenizer, reading, unfit)
+    used = _used(reader, harmless_prompts, batch_size, tell)
+    found = _by_token(tokenizer, reading, (used - openers).union(tokenizer.all_special_ids))
     kept = _ranked(found, min_score)[:max_tokens]
     mined = {
         "method": "template_probability",
