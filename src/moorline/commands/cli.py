@@ -266,6 +266,45 @@ def audit(
 
 
 @app.command()
+def compare(
+    plan: Annotated[
+        Path, typer.Argument(help="Plan in YAML; or a compare.json, to write its tables again.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the files. Default: moorline-compare, or that of compare.json."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="How many cells at a time.")] = 1,
+    engine: Annotated[str, typer.Option(help="What does them: processes or ray.")] = "processes",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(help="Markdown file for the questions and their answers.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Compare methods, strengths, seeds, data sets and models at equal conditions; resumes."""
+    with _command(as_json=as_json) as print_json:
+        print(f"Comparing by {plan}; loading the libraries ...", file=sys.stderr, flush=True)
+        from ..compare.tables import terminal
+        from ..records import plain
+        from .compare import check_whole, run_compare
+
+        made = run_compare(
+            plan, output, workers=workers, engine=engine, address=address, evidence=evidence,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )  # fmt: skip
+        if as_json:
+            print_json(plain(made))
+        else:
+            print("\n".join(terminal(made)))
+        check_whole(made)
+
+
+@app.command()
 def report(
     folders: Annotated[
         list[Path],
