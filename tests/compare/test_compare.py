@@ -232,7 +232,7 @@ def test_a_model_that_does_not_refuse_is_said_to_be_no_witness(tmp_path):
 
 
 def test_perplexity_may_be_the_utility_and_tuned_weights_may_go(whole, tmp_path):
-    rows = tmp_path / "held_out.jsonl"
+    rows = tmp_path / "general.jsonl"
     rows.write_text(
         "".join(json.dumps(each) + "\n" for each in embedded.training_rows("reviews", num=40))
     )
@@ -253,7 +253,7 @@ def test_perplexity_may_be_the_utility_and_tuned_weights_may_go(whole, tmp_path)
     assert 1 < tuned < aligned
     assert found.chosen[0].validation_utility < 0
     suites = {row.suite for row in found.pooled if row.metric == "perplexity"}
-    assert len(suites) == 1 or "held_out.jsonl" in suites
+    assert suites == {"general.jsonl", "utility-rows.jsonl"}
     left = tmp_path / "out/cells/tiny/plans/plain/seed-0/tuned-1"
     assert (left / "run.json").is_file()
     assert not list(left.glob("*.safetensors"))

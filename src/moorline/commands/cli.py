@@ -293,10 +293,14 @@ def compare(
         from ..records import plain
         from .compare import check_whole, run_compare
 
-        made = run_compare(
-            plan, output, workers=workers, engine=engine, address=address, evidence=evidence,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
-        )  # fmt: skip
+        try:
+            made = run_compare(
+                plan, output, workers=workers, engine=engine, address=address, evidence=evidence,
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("Stopped; the same command goes on with the cells left.", file=sys.stderr)
+            raise typer.Exit(130) from None
         if as_json:
             print_json(plain(made))
         else:

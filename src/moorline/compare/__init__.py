@@ -4,13 +4,14 @@ In order: the plan is read, its prompts are split, safety tokens are mined, ever
 there yet is tuned and audited by command lines of Moorline, and what all cells came to is counted.
 """
 
-import fcntl
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ..errors import InputError, MoorlineError
 from ..records import write
@@ -158,11 +159,14 @@ def _locked(output: Path) -> Iterator[None]:
     if output.exists() and not output.is_dir():
         raise InputError(f"`output` {output} is a file. Give a folder.")
     output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"`output` {output}: another comparison runs in it. Give another folder."
-            ) from error
+    lock = FileLock(output / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(
+            f"`output` {output}: another comparison runs in it. Give another folder, or wait."
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()

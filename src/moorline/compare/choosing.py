@@ -61,8 +61,8 @@ def choose(points: Sequence[Point], plain: Point, margin: float) -> Choice:
         margin: How much lower a utility counts as equal.
 
     Example:
-        >>> curve = [Point("1", 0.4, 0.90), Point("10", 0.2, 0.80)]
-        >>> choose(curve, Point("", 0.6, 0.90), 0.05)  # halfway to 10 utility is 0.85
+        >>> curve = [Point("1", 0.4, 1.0), Point("10", 0.2, 0.5)]
+        >>> choose(curve, Point("", 0.6, 1.0), 0.25)  # halfway to 10 utility is 0.75
         Choice(strength='1', keeps_utility=True, start='1', end='10', share=0.5)
     """
     target = plain.utility - margin
@@ -72,7 +72,7 @@ def choose(points: Sequence[Point], plain: Point, margin: float) -> Choice:
     if not keeping:
         chosen = max(points, key=lambda each: each.utility)
     walk = [plain, *points]
-    at = walk.index(chosen) if keeping else 0
+    at = 1 + points.index(chosen) if keeping else 0
     best: tuple[float, int, Point | None, float] = (walk[at].attack, 0, None, 0.0)
     for number in (at - 1, at + 1):
         if 0 < number < len(walk) and (end := walk[number]).utility < target:

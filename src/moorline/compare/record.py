@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..records import plain, read
 from .cells import Found
 from .plan import Plan
+from .splits import UTILITY_ROWS
 
 COMPARE = "compare.json"
 
@@ -200,7 +201,7 @@ class Compared:
         held_out = next(each for each in self.plan.data if each.name == data).held_out
         if held_out is None:
             return self.number(model, data, method, "utility", strength=strength)
-        at = {"strength": strength, "suite": "held_out.jsonl"}
+        at = {"strength": strength, "suite": UTILITY_ROWS}
         return self.number(model, data, method, "perplexity", **at)
 
 

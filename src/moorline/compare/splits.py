@@ -16,6 +16,9 @@ from .plan import Data, Plan
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
+UTILITY_ROWS = "utility-rows.jsonl"
+"""Name of the held-out rows whose perplexity is the utility, as measurements have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -105,7 +108,7 @@ def _written(
         _write(paths[-1], kept, f"suite {suite.name!r}", split)
     if rows is None:
         return Files(tuple(paths), None)
-    held_out = folder / data.name / "held_out.jsonl"
+    held_out = folder / data.name / UTILITY_ROWS
     _write(held_out, rows[split], f"data {data.name!r}: `held_out`", split)
     return Files(tuple(paths), held_out)
 

@@ -25,7 +25,7 @@ from .record import (
     Stability,
     Witness,
 )
-from .splits import Split
+from .splits import UTILITY_ROWS, Split
 
 LEAST_REFUSED = 0.60
 """A model that refuses less before tuning, or breaks more of its answers than `MOST_BROKEN`, is no
@@ -148,7 +148,7 @@ def _utility(data: Data, side: Side, at: At) -> float | None:
     """More is better: a share, or minus the nats of held-out rows."""
     if data.held_out is None:
         return spread(side.grid(at, UTILITY)).value
-    found = side.perplexities(at).get("held_out.jsonl")
+    found = side.perplexities(at).get(UTILITY_ROWS)
     return None if found is None or found.value is None else -math.log(found.value)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from .plan import ALIGNED
 from .record import AtUtility, Compared, Judged, Pooled, Witness
+from .splits import UTILITY_ROWS
 
 WIDTH = 100
 _COLUMNS = (
@@ -165,9 +166,9 @@ def _equal(found: Compared, model: str, data: str) -> list[AtUtility]:
 
 
 def _place(row: AtUtility) -> str:
-    start = row.start or "plain"
+    start = "plain" if row.start is None else row.start or "as it is"
     if row.end is None:
-        return start if row.start or row.strength else "itself"
+        return start
     return f"{row.share:.0%} of the way from {start} to {row.end}"
 
 
@@ -188,7 +189,7 @@ def _lines(found: Compared, model: str, data: str) -> Iterator[Line]:
         general = [
             each for each in found.pooled
             if (each.model, each.data, each.method, each.strength, each.metric)
-            == (model, data, name, strength, "perplexity") and each.suite != "held_out.jsonl"
+            == (model, data, name, strength, "perplexity") and each.suite != UTILITY_ROWS
         ]  # fmt: skip
         yield Line(
             f"{name}, {strength}" if strength else name,
