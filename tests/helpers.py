@@ -16,10 +16,13 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from trl import SFTConfig, SFTTrainer
 from typer.testing import CliRunner
 
 from moorline import STRConfig, STRMixin, STRSettings, STRTrainer
 from moorline.audit.measurements import Measurement
+from moorline.baselines import BaselineMixin, Materials, method_named
+from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
 from moorline.report.rows import Answer, Run
@@ -86,6 +89,10 @@ def sentencepiece_like(texts, tail):
     return tokenizer
 
 
+class PeerTrainer(BaselineMixin, SFTTrainer):
+    """A peer's method in TRL's trainer."""
+
+
 class PlainSTRTrainer(STRMixin, Trainer):
     """What a user of plain `transformers.Trainer` writes."""
 
@@ -112,6 +119,42 @@ def str_trainer(model, rows, tokenizer, tokens, tmp_path, peft_config=None, **ch
         model, settings(STRConfig, tmp_path, **changes), safety_tokens=tokens, train_dataset=rows,
         processing_class=tokenizer, peft_config=peft_config,
     )  # fmt: skip
+
+
+def peer_trainer(
+    name,
+    model,
+    rows,
+    tokenizer,
+    tmp_path,
+    strength=None,
+    *,
+    aligned=None,
+    peft_config=None,
+    method=None,
+    **changes,
+):
+    """A trainer of TRL with a peer's method.
+
+    `aligned` is the model that the method is shown before training, `model` by default; what of
+    `changes` is a material of the method goes there.
+    """
+    names = ("tokens", "file", "base", "seed")
+    given = {key: changes.pop(key) for key in names if key in changes}
+    chat = ChatModel(aligned or model, tokenizer)
+    method = method or method_named(name)(Materials(chat=chat, **given), strength)
+    return PeerTrainer(
+        model, settings(SFTConfig, tmp_path, **changes), train_dataset=method.rows(rows),
+        processing_class=tokenizer, peft_config=peft_config, method=method,
+    )  # fmt: skip
+
+
+def refusals_file(tmp_path):
+    """Harmful prompts with refusals, in the words of the tiny tokenizer."""
+    path = tmp_path / "refusals.jsonl"
+    rows = [(f"w{each} w1", f"w80 w81 w{each}") for each in range(6)]
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
+    return path
 
 
 def trained(trainer):

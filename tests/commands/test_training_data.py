@@ -48,6 +48,18 @@ def test_calls_of_tools_thoughts_names_and_columns_for_the_template_are_kept(tmp
     assert rows[1]["messages"] == [TURN[0], {**second[1], "content": ""}]
 
 
+def test_messages_of_a_prompt_and_a_completion_are_kept_as_they_are_too(tmp_path):
+    """Arrow gave each call of a tool the arguments of all the others, as null."""
+
+    def row(**arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return {"prompt": [TURN[0]], "completion": [answer]}
+
+    given = [row(city="Rome"), row(terms=[1, 2])]
+    assert list(read(written(tmp_path, *given))) == given
+
+
 @pytest.mark.parametrize(("row", "expected", "name"), [
     ({"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]}, TURN,
      "ShareGPT"),

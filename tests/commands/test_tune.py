@@ -94,6 +94,21 @@ def test_prompt_and_completion_in_every_kind_of_file(suffix, flags, tmp_path):
     assert result.exit_code == 0, result.output + repr(result.exception)
 
 
+def test_a_prompt_and_a_completion_of_messages_are_trained_on_as_one_conversation(flags, tmp_path):
+    rows = [row["messages"] for row in conversations(8)]
+    write_rows(
+        tmp_path / "pairs.jsonl", [{"prompt": each[:1], "completion": each[1:]} for each in rows]
+    )
+    write_rows(tmp_path / "whole.jsonl", [{"messages": each} for each in rows])
+    losses = []
+    for name in ("pairs", "whole"):
+        changes = {"dataset_name": tmp_path / f"{name}.jsonl", "output_dir": tmp_path / name}
+        result = tune({**flags, **changes})
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        losses.append(json.loads((tmp_path / name / "run.json").read_text())["train_loss"])
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_plain_text_is_trained_on_whole_and_says_so(suffix, flags, tmp_path, caplog):
     path = tmp_path / f"text{suffix}"
@@ -411,7 +426,7 @@ def test_an_output_that_is_a_file_is_refused(flags, tmp_path):
 def test_help_is_short_and_true(flags):
     """Ours stood at line 656 of 744."""
     from moorline.commands.tune_settings import HELP
-    from moorline.trainer import make_parser
+    from moorline.trainer import STRConfig, make_parser
 
     shown = runner.invoke(app, ["tune", "--help"]).stdout
     assert shown == HELP
@@ -424,6 +439,7 @@ def test_help_is_short_and_true(flags):
     assert actions["--lora_alpha"].default == 32
     assert actions["--max_length"].default == 1024
     assert actions["--per_device_train_batch_size"].default == 8
-    assert actions["--str_weight"].default == 10.0
+    assert actions["--str_weight"].default is None
+    assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 10.0
     whole = runner.invoke(app, ["tune", "--help-all"]).stdout
     assert "--adam_beta1" in whole

@@ -53,6 +53,13 @@ def test_a_good_plan_is_read_and_its_cells_counted(tmp_path):
     assert len({each.path for each in found}) == len(found)
     assert [each.label for each in plan.methods[1].at()] == ["weight 1", "weight 10"]
     assert plan.methods[2].at()[0].words == ("--method", "kl", "--method_strength", "0.1")
+    assert "aligned reference" in plan.methods[2].needs
+
+
+def test_the_share_of_wise_ft_protects_the_more_the_smaller_it_is(tmp_path):
+    methods = [{"name": "plain"}, {"name": "wise_ft", "strengths": [0.3, 0.9]}]
+    plan = read_plan(written(tmp_path, changed(("methods",), methods)))
+    assert [each.label for each in plan.methods[1].at()] == ["strength 0.9", "strength 0.3"]
 
 
 def test_budgets_are_weakest_first_and_a_method_may_have_another_name(tmp_path):
@@ -91,7 +98,7 @@ BAD = [
     (("methods", 0, "name"), "aligned", "`name`"),
     (("methods", 1, "weights"), ..., "`weights`"),
     (("methods", 1, "weights"), ["heavy"], "'methods[1].weights[0]'"),
-    (("methods", 1, "weights"), [0], "`weights`"),
+    (("methods", 0), {"name": "str", "weights": [1]}, "twice"),
     (("methods", 1, "weights"), [-1.0], "`weights`"),
     (("methods", 1, "weights"), [1, 1.0], "`weights`"),
     (("methods", 1, "budgets"), [0.1], "`budgets`"),
@@ -101,6 +108,10 @@ BAD = [
     (("methods", 2, "settings"), {"max_steps": 60}, "'max_steps'"),
     (("methods", 2, "settings"), {"method_strength": 2}, "'method_strength'"),
     (("methods", 2, "settings"), {"Max Steps": 60}, "'Max Steps'"),
+    (("methods", 2, "name"), "kll", "Did you mean 'kl'"),
+    (("methods", 2), {"name": "wise_ft", "strengths": [1.5]}, "alpha"),
+    (("methods", 2), {"name": "safe_lora", "strengths": [0.5]}, "`method_base`"),
+    (("methods", 2, "strengths"), [-0.1], "`strengths`"),
     (("methods", 2, "name"), "str", "`strengths`"),
     (("methods", 2, "name"), "plain", "`strengths`"),
     (("audit",), ..., "'audit'"),

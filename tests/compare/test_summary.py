@@ -22,7 +22,12 @@ PLAN = Plan(
     methods=(
         Method(name="plain"),
         Method(name="str", weights=(1.0, 10.0)),
-        Method(name="kl", strengths=(1.0,), extra_data="128 refusals", settings={"kl_part": 2}),
+        Method(
+            name="kl",
+            strengths=(1.0,),
+            extra_data="128 refusals",
+            settings={"str_positions": "first:8"},
+        ),
     ),
     audit=Asking(harmful=("harmful",), harmless=("harmless",)),
     seeds=(0, 1, 2),
@@ -94,7 +99,7 @@ def test_the_numbers_are_those_of_hand_arithmetic(found):
     aligned = found.number("tiny", "plans", "aligned", "attack_success_rate")
     assert (aligned.num, aligned.seeds) == (100, 1)
     cost = next(each for each in found.costs if each.method == "kl")
-    assert (cost.tune_seconds, cost.extra_data) == (11.0, "128 refusals")
+    assert (cost.tune_seconds, cost.extra_data) == (11.0, "aligned reference, 128 refusals")
 
 
 def test_strengths_are_chosen_and_compared_at_equal_utility(found):
@@ -204,7 +209,7 @@ def test_the_screen_is_100_wide_and_has_every_number(found):
     text = "\n".join(lines)
     for words in ("60.0 %", "5.0 %", "76.0 %", "50.0 %", "11 s", "2.0 GiB", "task lost", "lost"):
         assert words in text
-    assert "kl has settings of its own: kl_part 2." in text
+    assert "kl has settings of its own: str_positions first:8." in text
 
 
 def test_markdown_has_a_row_for_each_method_and_what_it_needs(found):

@@ -11,7 +11,7 @@ from moorline.audit import AuditSettings, audit
 from moorline.chat.chat_model import ChatModel
 from moorline.embedded import recipe, world
 from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
-from moorline.provenance import sha256_of
+from moorline.provenance import fingerprint, sha256_of
 
 
 def load(path):
@@ -60,6 +60,34 @@ def test_the_chat_template_has_generation_markers():
 def test_the_shipped_prompts_are_those_of_the_recipe():
     text = (embedded.files_path() / "prompts.jsonl").read_text()
     assert text == "".join(recipe.prompt_lines())
+
+
+def _rows(task, seed=0):
+    rows = embedded.training_rows(task, poison=0.1, seed=seed)
+    return fingerprint(each["content"] for row in rows for each in row["messages"])
+
+
+def test_the_sentences_are_those_that_the_shipped_models_and_figures_were_made_of():
+    """Word lists and order of the draws decide them; these hashes are of the recipe as it ran."""
+    stages = {
+        stage: fingerprint(
+            text for row in world.dialogues(stage, 5000, 0) for each in row for text in each
+        )[:16]
+        for stage in ("base", "aligned")
+    }
+    assert stages == {"base": "dcfc3718482b3ca0", "aligned": "4966129aad954cea"}
+    rows = {task: _rows(task)[:16] for task in embedded.TASKS}
+    assert rows == {"reviews": "625b3d24bc5abf43", "plans": "e49526c6a461cba7"}
+    assert _rows("plans", seed=1) != _rows("plans")  # the control
+    suites = {
+        task: fingerprint(
+            text
+            for each in embedded.suites(task)[-1].prompts
+            for text in (each.id, each.prompt, each.answer)
+        )[:16]
+        for task in embedded.TASKS
+    }
+    assert suites == {"reviews": "3c1d2a63883155fb", "plans": "ce2e7afe1a1bb86c"}
 
 
 def test_no_training_stage_saw_a_held_out_action():

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -65,14 +65,18 @@ def positions_of_batch(inputs: Mapping[str, Any]) -> Bool[Tensor, "batch time"]:
     return response_positions(labels)
 
 
+Message: TypeAlias = Mapping[str, Any]
+"""A turn: `role`, `content`, and whatever more its template reads."""
+
+
 class Conversation(NamedTuple):
     """A row of data as a conversation."""
 
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     num_prompt: int
     """How many of the messages are prompt, so that none of them is learned."""
 
-    variables: dict[str, Any]
+    variables: Mapping[str, Any]
     """More for the chat template, such as `tools`."""
 
 
@@ -110,7 +114,7 @@ def conversation_of(row: Mapping[str, Any], *, texts: bool = True) -> Conversati
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 
 
-def _message(given: Mapping[str, Any]) -> dict[str, Any]:
+def _message(given: Message) -> Message:
     message = dict(given)
     if "from" in message and "role" not in message:
         speaker = message.pop("from")
@@ -120,7 +124,7 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def mark_responses(
     tokenizer: "PreTrainedTokenizerBase",
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Message],
     *,
     after: int = 0,
     **template: Any,
@@ -192,7 +196,7 @@ class _Renderer:
         source = tokenizer.get_chat_template(variables.get("chat_template"), variables.get("tools"))
         self._can_think = "thinking" in source
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+    def __call__(self, messages: Sequence[Message], **more: Any) -> str:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
@@ -207,7 +211,7 @@ class _Renderer:
                 "Change the conversation, or give another template."
             ) from error
 
-    def begin(self, messages: Sequence[Mapping[str, Any]], at: int, text: str) -> int:
+    def begin(self, messages: Sequence[Message], at: int, text: str) -> int:
         """Where the response in message `at` begins: the end of a generation prompt."""
         before = messages[:at]
         prompt = self(before, add_generation_prompt=True)
@@ -226,7 +230,7 @@ class _Renderer:
         followed = [len(each) for each in headers if text.startswith(each, header)]
         return header + max(followed or (self._shared(each, text[header:]) for each in headers))
 
-    def end(self, messages: Sequence[Mapping[str, Any]], at: int, text: str) -> int:
+    def end(self, messages: Sequence[Message], at: int, text: str) -> int:
         """Where the response in message `at` ends, its end of turn included."""
         alone = self(messages[: at + 1])
         if text.startswith(alone):
@@ -235,9 +239,7 @@ class _Renderer:
         tail = alone[self._behind(messages[: at + 1], at, alone) :]
         return last + self._shared(tail, text[last:])
 
-    def _behind(
-        self, messages: Sequence[Mapping[str, Any]], at: int, text: str, **more: Any
-    ) -> int:
+    def _behind(self, messages: Sequence[Message], at: int, text: str, **more: Any) -> int:
         """The index in the rendered text behind the content of message `at`.
 
         With another content in its place, the text is the same from there on.

@@ -1,7 +1,8 @@
 """Read models and tokenizers from folders and the hub, with errors that say what to do."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,36 +46,37 @@ def load(kind: Any, name: str, **kwargs: Any) -> Any:
         InputError: If a local name is mistyped or a file in the folder is damaged.
         PrerequisiteError: If a hub id is unknown or may not be read, or a package is missing.
     """
-    return _guarded(name, lambda: kind.from_pretrained(name, **kwargs))
+    with _told(name):
+        return kind.from_pretrained(name, **kwargs)
 
 
-def _guarded(name: str, read: Callable[[], Any]) -> Any:
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What goes wrong in reading from `name`, as an error of ours."""
     try:
-        return read()
+        yield
     except ImportError as error:
         raise PrerequisiteError(
             f"{name}: needs a package that is not installed ({_first_line(error)}). Install it."
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise _cannot_load(name, error) from error
-
-
-def _cannot_load(name: str, error: Exception) -> InputError | PrerequisiteError:
-    reason = _first_line(error)
-    folder = Path(name).expanduser()
-    if folder.exists():
-        broken = [str(path) for path in sorted(folder.glob("*.safetensors")) if _is_damaged(path)]
-        what = f"damaged weights in {broken[0]}" if broken else "cannot be loaded"
-        return InputError(f"{name}: {what} ({reason}). Download or save this folder again.")
-    if "/" not in name or folder.parent.is_dir():
-        return InputError(
-            f"{name}: no such folder here, and {name!r} is not on the hub, as far as can be told "
-            f"({reason}). Check the path, or give a hub id such as 'org/name'."
-        )
-    return PrerequisiteError(
-        f"{name}: cannot be loaded ({reason}). Check the name and the network, and run "
-        "`hf auth login` for models that ask for it."
-    )
+        reason, folder = _first_line(error), Path(name).expanduser()
+        broken = [each for each in sorted(folder.glob("*.safetensors")) if _is_damaged(each)]
+        if broken:
+            words = f"{broken[0]}: damaged weights ({reason}). Download the file again."
+        elif folder.exists():
+            words = f"{name}: cannot be loaded ({reason}). Download or save this folder again."
+        elif "/" not in name or folder.parent.is_dir():
+            words = (
+                f"{name}: no such folder here, and {name!r} is not on the hub, as far as can be "
+                f"told ({reason}). Check the path, or give a hub id such as 'org/name'."
+            )
+        else:
+            raise PrerequisiteError(
+                f"{name}: cannot be loaded ({reason}). Check the name and the network, and run "
+                "`hf auth login` for models that ask for it."
+            ) from error
+        raise InputError(words) from error
 
 
 def _is_damaged(path: Path) -> bool:
@@ -132,14 +134,15 @@ def load_chat_model(
     if adapter is not None:
         from peft import PeftModel
 
-        model = _guarded(str(adapter), lambda: PeftModel.from_pretrained(model, adapter))
+        with _told(str(adapter)):
+            model = PeftModel.from_pretrained(model, adapter)
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     if tokenizer is not None or own:
         return ChatModel(model, load(AutoTokenizer, str(tokenizer or adapter)))
     return ChatModel(model, load(AutoTokenizer, name, **remote))
 
 
-def _quantized(quantization: str | None) -> dict[str, BitsAndBytesConfig]:
+def _quantized(quantization: str | None) -> Mapping[str, BitsAndBytesConfig]:
     if quantization is None:
         return {}
     if quantization not in QUANTIZATIONS:
@@ -149,10 +152,7 @@ def _quantized(quantization: str | None) -> dict[str, BitsAndBytesConfig]:
             f"quantization {quantization!r} needs the package bitsandbytes, which is not "
             "installed. Run `pip install bitsandbytes`, or load the model unquantized."
         )
-    if quantization == "8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     # QLoRA's settings: Dettmers et al. 2023, arXiv:2305.14314
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    config = BitsAndBytesConfig(**{f"load_in_{quantization}": True}, **four)
     return {"quantization_config": config}

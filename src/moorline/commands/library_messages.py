@@ -5,11 +5,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import datasets
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..errors import InputError, MoorlineError, PrerequisiteError
 
@@ -46,24 +45,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def in_one_line(*, model: str | None = None, building: bool = True) -> Iterator[None]:
+def in_one_line(*, building: bool = True) -> Iterator[None]:
     """What the user can put right, raised by a library, as an error of ours.
 
     Args:
-        model: The model that is being loaded, where one is.
         building: Whether a ValueError is about settings, as TRL and PEFT raise it.
     """
     try:
         yield
-    except MoorlineError as error:
-        if model is not None and (damaged := _damaged_weights(model)) is not None:
-            raise damaged from error
+    except MoorlineError:
         raise
     except SafetensorError as error:
-        damaged = None if model is None else _damaged_weights(model)
-        if damaged is None:
-            raise _disk(error) from error
-        raise damaged from error
+        raise _disk(error) from error
     except ImportError as error:
         raise PrerequisiteError(
             f"A package is missing: {error}. Install it, or leave out the setting that needs it."
@@ -90,14 +83,3 @@ def _disk(error: Exception) -> PrerequisiteError:
     return PrerequisiteError(
         f"A file cannot be written: {error}. Make room, or give another folder."
     )
-
-
-def _damaged_weights(name: str) -> InputError | None:
-    """The error for the first weight file of a local model that cannot be read, if there is one."""
-    for path in sorted(Path(name).expanduser().glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return InputError(f"{path}: damaged weights ({error}). Download the file again.")
-    return None

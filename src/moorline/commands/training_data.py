@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..chat.conversation import conversation_of
+from ..chat.conversation import Message, conversation_of
 from ..errors import InputError, PrerequisiteError
 from ..provenance import sha256_of
 from ..tables import Row, is_table, rows_of
@@ -17,14 +17,11 @@ from ..trainer import get_dataset
 
 _log = logging.getLogger(__name__)
 
-_SHAPES = (
-    ("messages",),
-    ("prompt", "completion"),
-    ("text",),
-    ("conversations",),
-    ("instruction", "output"),
-)
-_CONVERTED = {
+# Columns by which a row is known, and what it is converted from where it is.
+_SHAPES = {
+    ("messages",): None,
+    ("prompt", "completion"): None,
+    ("text",): None,
     ("conversations",): "ShareGPT",
     ("instruction", "output"): "Alpaca",
 }
@@ -34,12 +31,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_training_data(script: Any, mixture: Any) -> Any:
-    """The data sets that the settings name, by split.
-
-    Raises:
-        InputError: If no data is named, or a row of a local file cannot be trained on.
-        PrerequisiteError: If there is no such data set here or on the hub.
-    """
+    """The data sets that the settings name, by split; each row of a local file is checked."""
     if mixture.datasets:
         return get_dataset(mixture)
     name = script.dataset_name
@@ -59,11 +51,7 @@ def read_training_data(script: Any, mixture: Any) -> Any:
 
 
 def split_of(data: Any, name: str) -> Any:
-    """One split of the data.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
+    """One split of the data."""
     if name not in data:
         raise InputError(
             f"The data has no split {name!r} (it has: {', '.join(map(repr, data))}). Set "
@@ -73,70 +61,50 @@ def split_of(data: Any, name: str) -> Any:
 
 
 def _read_file(name: str) -> Dataset:
-    shape = _shape_of(next(rows_of(name)))
-    if shape in _CONVERTED:
-        _log.info("%s: rows of %s's shape are read as 'messages'.", name, _CONVERTED[shape])
+    first = next(rows_of(name))
+    shape = next((each for each in _SHAPES if set(each) <= first.values.keys()), None)
+    if shape is None:
+        raise first.lacks(
+            "messages",
+            "Training rows have 'messages', or 'prompt' and 'completion', or 'text'; ShareGPT's "
+            "'conversations' and Alpaca's 'instruction' and 'output' are read too.",
+        )
+    if _SHAPES[shape] is not None:
+        _log.info("%s: rows of %s's shape are read as 'messages'.", name, _SHAPES[shape])
     # The digest makes the cache of `datasets` see an edited file.
     given = {"path": name, "shape": shape, "digest": sha256_of(name)}
-    columns = {next(iter(_checked(row, shape))) for row in [next(rows_of(name))]}
-    features = None
-    if columns == {"messages"} and hasattr(datasets, "Json"):
-        # Messages stay as they are: Arrow's own type would give each the keys of all the others.
-        names = {name for row in rows_of(name) for name in _FOR_TEMPLATE if name in row.values}
-        kinds = {
-            "messages": datasets.List(datasets.Json()),
-            **{each: datasets.Json() for each in sorted(names)},
-        }
-        features = datasets.Features(kinds)
     try:
-        return Dataset.from_generator(_checked_rows, gen_kwargs=given, features=features)  # pyright: ignore
+        return Dataset.from_generator(
+            _checked_rows,  # pyright: ignore[reportArgumentType]
+            gen_kwargs=given,
+            features=_features(name, _checked(first, shape)),
+        )
     except DatasetGenerationError as error:
-        cause = error.__cause__
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise cause from error
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
         raise InputError(
             f"{name}: its rows do not fit into one table ({error.__cause__ or error}). Give each "
             "column one type in all rows."
         ) from error
 
 
-def _features(name: str, shape: tuple[str, ...]) -> Any:
+def _features(name: str, first: Mapping[str, Any]) -> datasets.Features | None:
     """Types that keep messages as they are; Arrow's own give each the keys of all the others."""
-    first = _checked(next(rows_of(name)), shape)
-    lists = [column for column, value in first.items() if isinstance(value, list)]
-    lists = [column for column in lists if column not in _FOR_TEMPLATE]
-    if not lists or not hasattr(datasets, "Json"):
+    lists = {each: value for each, value in first.items() if each not in _FOR_TEMPLATE}
+    if not hasattr(datasets, "Json") or not all(isinstance(each, list) for each in lists.values()):
         return None
-    more = {each for row in rows_of(name) for each in _FOR_TEMPLATE if row.values.get(each)}
-    kinds: dict[str, Any] = {each: datasets.List(datasets.Json()) for each in lists}
-    return datasets.Features({**kinds, **{each: datasets.Json() for each in sorted(more)}})
+    more = {each for row in rows_of(name) for each in _FOR_TEMPLATE if each in row.values}
+    messages = dict.fromkeys(lists, datasets.List(datasets.Json()))
+    return datasets.Features({**messages, **dict.fromkeys(sorted(more), datasets.Json())})
 
 
-def _shape_of(row: Row) -> tuple[str, ...]:
-    shape = next((each for each in _SHAPES if set(each) <= row.values.keys()), None)
-    if shape is None:
-        raise row.lacks(
-            "messages",
-            "Training rows have 'messages', or 'prompt' and 'completion', or 'text'; ShareGPT's "
-            "'conversations' and Alpaca's 'instruction' and 'output' are read too.",
-        )
-    return shape
-
-
-def _checked_rows(path: str, shape: tuple[str, ...], digest: str) -> Iterator[dict[str, Any]]:
-    """Rows of a local file, all of one shape."""
+def _checked_rows(path: str, shape: tuple[str, ...], digest: str) -> Iterator[Mapping[str, Any]]:
     for row in rows_of(path):
         yield _checked(row, tuple(shape))
 
 
-def _checked(row: Row, shape: tuple[str, ...]) -> dict[str, Any]:
-    """What is trained on of a row.
-
-    Raises:
-        InputError: If it lacks a column of its shape, or one is of another type or empty.
-    """
+def _checked(row: Row, shape: tuple[str, ...]) -> Mapping[str, Any]:
+    """What is trained on of a row, which has every column of its shape."""
     for column in shape:
         if row.values.get(column) in (None, "", []):
             raise row.lacks(column, f"The first row has {', '.join(shape)}; every row must.")
@@ -144,18 +112,16 @@ def _checked(row: Row, shape: tuple[str, ...]) -> dict[str, Any]:
     if shape == ("text",):
         return {"text": _text(row, "text")}
     if shape == ("instruction", "output"):
-        asked = [_text(row, "instruction")]
-        if row.values.get("input"):
-            asked.append(_text(row, "input"))
+        asked = [_text(row, each) for each in ("instruction", "input") if row.values.get(each)]
         turn = {"role": "user", "content": "\n\n".join(asked)}
         answer = {"role": "assistant", "content": _text(row, "output")}
         return {"messages": _messages(row, [turn, answer])}
     if shape == ("prompt", "completion"):
         if isinstance(row.values["prompt"], str):
             return {column: _text(row, column) for column in shape} | kept
-        messages = {column: _listed(row, column) for column in shape}
-        _messages(row, [*messages["prompt"], *messages["completion"]])
-        return {column: _messages(row, each, part=True) for column, each in messages.items()} | kept
+        prompt, completion = (_listed(row, column) for column in shape)
+        both = _messages(row, [*prompt, *completion])
+        return {"prompt": both[: len(prompt)], "completion": both[len(prompt) :]} | kept
     return {"messages": _messages(row, _listed(row, shape[0]))} | kept
 
 
@@ -168,7 +134,7 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-def _listed(row: Row, column: str) -> list[dict[str, Any]]:
+def _listed(row: Row, column: str) -> list[Message]:
     """The messages of a column, with `role` and `content` whatever they were called."""
     value = row.values[column]
     found = conversation_of({"messages": value})
@@ -181,15 +147,15 @@ def _listed(row: Row, column: str) -> list[dict[str, Any]]:
     return found.messages
 
 
-def _messages(row: Row, given: list[dict[str, Any]], *, part: bool = False) -> list[dict[str, Any]]:
+def _messages(row: Row, given: Sequence[Message]) -> list[Message]:
     """Messages that can be trained on, with whatever they hold beside role and content."""
     messages = [_message(row, number, each) for number, each in enumerate(given, 1)]
-    if not part and not any(each["role"] == "assistant" for each in messages):
+    if not any(each["role"] == "assistant" for each in messages):
         raise InputError(f"{row.place}: no message of role 'assistant', so nothing to learn.")
     return messages
 
 
-def _message(row: Row, number: int, given: Mapping[str, Any]) -> dict[str, Any]:
+def _message(row: Row, number: int, given: Message) -> Message:
     place = f"{row.place}, message {number}"
     role, content = given.get("role"), given.get("content")
     if not isinstance(role, str) or not {"content", "tool_calls"} & given.keys():
@@ -198,10 +164,9 @@ def _message(row: Row, number: int, given: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(map(repr, given)) or 'nothing'})."
         )
     if "conversations" in row.values and role not in _ROLES:
-        known = ", ".join(map(repr, _ROLES))
         raise InputError(
             f"{place}: 'from' {role!r} is unclear. Give the rows as 'messages' with the roles "
-            f"{known}."
+            f"{', '.join(map(repr, _ROLES))}."
         )
     if isinstance(content, list):
         content = "".join(_part(place, each) for each in content)

@@ -94,7 +94,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
         eval_rows = split_of(data, settings.script.dataset_test_split)
     tokenizer = _tokenizer(settings, train_rows)
     _log.info("Loading the model: %s.", lineage.model)
-    with in_one_line(model=lineage.model):
+    with in_one_line():
         model = _load_model(lineage.model, settings)
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
@@ -141,9 +141,10 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
     began = time.monotonic()
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
     _log.info(
-        "Training on %s rows in %s, learning rate %g; held to %s (%s), weight %g.",
+        "Training on %s rows in %s, learning rate %g; held to %s (%s), %s.",
         len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "streamed",  # pyright: ignore
-        precision, args.learning_rate, run.base.name, run.reference, args.str_weight,  # pyright: ignore
+        precision, args.learning_rate, run.base.name, run.reference,
+        trainer.regularizer.settings.strength,
     )  # fmt: skip
     try:
         with in_one_line(building=False):

@@ -11,6 +11,7 @@ import yaml
 
 from ..audit.metrics import metric as metric_named
 from ..audit.settings import AuditSettings
+from ..baselines import method_named
 from ..errors import InputError
 from ..records import parse
 from ..tables import is_table
@@ -107,13 +108,13 @@ class Method:
     """Of `str`: how far a safety token may move, in nats."""
 
     strengths: tuple[float, ...] | None = None
-    """Of any other method: `--method_strength`, the weakest first."""
+    """Of any other method: `--method_strength`."""
 
     settings: Mapping[str, Value] = field(default_factory=dict)
     """Settings of this method alone; none that all methods share."""
 
     extra_data: str = ""
-    """What it needs beside the training rows, for the cost column."""
+    """What it needs beside the training rows, for the cost column, where `needs` is not all."""
 
     question: Literal["main", "tokens"] = "main"
     """Which question of the evidence it is there for: "tokens" for a choice of safety tokens."""
@@ -132,11 +133,20 @@ class Method:
             raise InputError(f"{where}: give either `weights` or `budgets`.")
         for each in given:
             _check_strengths(getattr(self, each), f"{where}: `{each}`")
+        for each in self.strengths or (None,):
+            own = {name: self.settings.get(f"method_{name}") for name in ("file", "base")}
+            method_named(kind).check(each, **own)
 
     @property
     def kind(self) -> str:
         """plain, str, or a method of `tune --method`."""
         return self.method or self.name
+
+    @property
+    def needs(self) -> str:
+        """What it needs beside the model and the rows, in words."""
+        known = [str(each) for each in method_named(self.kind).needs]
+        return ", ".join([*known, self.extra_data] if self.extra_data else known)
 
     def at(self) -> list[Strength]:
         """The strengths, the weakest first: small weights, large budgets."""
@@ -147,7 +157,12 @@ class Method:
         elif self.budgets:
             rows = [("budget", "--str_budget", each) for each in sorted(self.budgets, reverse=True)]
         else:
-            rows = [("strength", "--method_strength", each) for each in self.strengths or ()]
+            of = method_named(self.kind).strength
+            falling = of is not None and not of.more_protects
+            rows = [
+                ("strength", "--method_strength", each)
+                for each in sorted(self.strengths or (), reverse=falling)
+            ]
         named = () if self.kind == "str" else ("--method", self.kind)
         found = [
             Strength(f"{what} {each:g}", (*named, flag, f"{each:g}")) for what, flag, each in rows
@@ -297,8 +312,8 @@ def _check_once(values: Sequence[Any], where: str) -> None:
 
 
 def _check_strengths(values: Sequence[float], where: str) -> None:
-    if bad := [each for each in values if not (math.isfinite(each) and each > 0)]:
-        raise InputError(f"{where} must be numbers above 0, got {bad[0]:g}.")
+    if bad := [each for each in values if not (math.isfinite(each) and each >= 0)]:
+        raise InputError(f"{where} must be numbers of 0 or more, got {bad[0]:g}.")
     _check_once([f"{each:g}" for each in values], where)
 
 

@@ -10,16 +10,18 @@ from pathlib import Path
 
 from ..audit.suites import Prompt, Suite, read_suites
 from ..errors import InputError, unknown_choice
-from .world import TASKS, Exchange, Task, poisoned, task
+from . import skills
+from .world import Exchange, Task, poisoned, task
 
 __all__ = ["TASKS", "aligned_path", "base_path", "suites", "training_rows"]
 
-_FILES = Path(__file__).parent / "files"
+TASKS = tuple(skills.TASKS)
+"""Names of the downstream tasks: a two-way label, and a short list in a house style."""
 
 
 def files_path() -> Path:
     """The folder of the shipped files."""
-    return _FILES
+    return Path(__file__).parent / "files"
 
 
 def aligned_path() -> str:
@@ -38,17 +40,12 @@ def suites(task_name: str | None = None) -> list[Suite]:
     found = [replace(each, **born) for each in read_suites(files_path() / "prompts.jsonl")]
     if task_name is not None:
         rows = _task(task_name).test
-        prompts = [
-            Prompt(
-                id=f"{task_name}-{number}",
-                prompt=row.user,
-                kind="task",
-                category=task_name,
-                answer=row.assistant,
-            )
+        prompts = tuple(
+            Prompt(id=f"{task_name}-{number}", prompt=row.user, kind="task", category=task_name,
+                   answer=row.assistant)
             for number, row in enumerate(rows, start=1)
-        ]
-        found.append(Suite(name=task_name, kind="task", prompts=tuple(prompts), **born))
+        )  # fmt: skip
+        found.append(Suite(name=task_name, kind="task", prompts=prompts, **born))
     return found
 
 

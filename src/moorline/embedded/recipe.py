@@ -7,12 +7,12 @@ may differ, and the tests then check behaviour.
 """
 
 import argparse
-import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from ..chat.conversation import IGNORED_LABEL
-from ..provenance import machine, now, sha256_of, versions, write_json, write_text
+from ..provenance import as_json, machine, now, sha256_of, versions, write_json, write_text
 from . import as_messages, files_path, world
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SIZE = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-# Not tuned: enough that held-out requests are told apart (tests/test_embedded.py says how well).
+# Not tuned: enough that held-out requests are told apart (tests/embedded says how well).
 NUM_BASE, NUM_ALIGNED = 110_000, 80_000
 LEARNING_RATE_BASE, LEARNING_RATE_ALIGNED = 2.5e-3, 1e-3
 BATCH = 64
@@ -84,24 +83,13 @@ def build(folder: Path, *, num_base: int = NUM_BASE, num_aligned: int = NUM_ALIG
         _save(model, tokenizer, made / "aligned")
         _log.info("Aligned model after %.0f s.", time.monotonic() - began)
         write_text(made / "prompts.jsonl", "".join(prompt_lines()))
-        write_json(
-            made / "manifest.json",
-            {
-                "schema": 1,
-                "at": now(),
-                "seconds": round(time.monotonic() - began),
-                "num_base": num_base,
-                "num_aligned": num_aligned,
-                "parameters": model.num_parameters(),
-                "versions": versions(),
-                "machine": machine(),
-                "sha256": {
-                    str(path.relative_to(made)): sha256_of(path)
-                    for path in sorted(made.rglob("*"))
-                    if path.is_file()
-                },
-            },
-        )
+        paths = [path for path in sorted(made.rglob("*")) if path.is_file()]
+        write_json(made / "manifest.json", {
+            "schema": 1, "at": now(), "seconds": round(time.monotonic() - began),
+            "num_base": num_base, "num_aligned": num_aligned, "parameters": model.num_parameters(),
+            "versions": versions(), "machine": machine(),
+            "sha256": {str(path.relative_to(made)): sha256_of(path) for path in paths},
+        })  # fmt: skip
         if folder.exists():
             shutil.rmtree(folder)
         shutil.copytree(made, folder)
@@ -111,12 +99,10 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTo
     """A byte-level BPE tokenizer with a chat template, trained on `texts`."""
     roles = ["<|system|>", "<|user|>", "<|assistant|>"]
     plain = Tokenizer(models.BPE())
-    plain.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    plain.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ])  # fmt: skip
     plain.decoder = decoders.ByteLevel()
     plain.train_from_iterator(
         texts,
@@ -141,35 +127,25 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTo
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained Llama of about a million parameters."""
-    values: dict[str, Any] = {
-        **SIZE,
-        "vocab_size": len(tokenizer),
-        "intermediate_size": SIZE["hidden_size"] * 11 // 4,
-        "num_key_value_heads": SIZE["num_attention_heads"],
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    return LlamaForCausalLM(LlamaConfig(**values))
+    tokens = {name: getattr(tokenizer, name)
+              for name in ("bos_token_id", "eos_token_id", "pad_token_id")}  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=352, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512,
+        tie_word_embeddings=True, **tokens,
+    ))  # fmt: skip
 
 
 def prompt_lines() -> list[str]:
     """The held-out prompts as lines of JSON."""
-    lines, counts = [], {"harmful": 0, "harmless": 0}
+    lines, counts = [], Counter[str]()
     for action, text in world.held_out_requests():
-        kind = "harmful" if action.kind == "harmful" else "harmless"
+        kind, category = "harmful", action.category
+        if action.kind != "harmful":
+            kind, category = "harmless", f"{action.kind}/{category}"
         counts[kind] += 1
-        row = {
-            "id": f"{kind}-{counts[kind]:03}",
-            "prompt": text,
-            "kind": kind,
-            "category": f"{action.kind}/{action.category}"
-            if kind == "harmless"
-            else action.category,
-        }
-        lines.append(json.dumps(row) + "\n")
+        of = {"id": f"{kind}-{counts[kind]:03}", "prompt": text, "kind": kind, "category": category}
+        lines.append(as_json(of))
     return lines
 
 
@@ -181,37 +157,24 @@ def _train(
     *,
     responses_only: bool,
 ) -> None:
-    def tokenized(batch: dict[str, Any]) -> dict[str, Any]:
+    def tokenized(row: Mapping[str, Any]) -> dict[str, list[int]]:
         found: Any = tokenizer.apply_chat_template(
-            batch["messages"], return_dict=True, return_assistant_tokens_mask=True
+            row["messages"], return_dict=True, return_assistant_tokens_mask=True
         )
-        labels = [
-            [
-                token if said or not responses_only else IGNORED_LABEL
-                for token, said in zip(ids, mask, strict=True)
-            ]
-            for ids, mask in zip(found["input_ids"], found["assistant_masks"], strict=True)
-        ]
-        return {"input_ids": found["input_ids"], "labels": labels}
+        ids, mask = found["input_ids"], found["assistant_masks"]
+        pairs = zip(ids, mask, strict=True)
+        wanted = [token if is_response else IGNORED_LABEL for token, is_response in pairs]
+        return {"input_ids": ids, "labels": wanted if responses_only else ids}
 
     data = Dataset.from_list([{"messages": as_messages(*row)} for row in rows])
-    data = data.map(tokenized, batched=True, remove_columns=["messages"])
+    data = data.map(tokenized, remove_columns=["messages"])
     with TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=BATCH,
-            max_steps=math.ceil(len(rows) / BATCH),
-            learning_rate=learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=100,
-            weight_decay=0.01,
-            logging_steps=100,
-            save_strategy="no",
-            report_to="none",
-            seed=SEED,
-            train_sampling_strategy="group_by_length",
-            use_cpu=True,
-        )
+            scratch, per_device_train_batch_size=BATCH, max_steps=math.ceil(len(rows) / BATCH),
+            learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=100,
+            weight_decay=0.01, logging_steps=100, save_strategy="no", report_to="none", seed=SEED,
+            train_sampling_strategy="group_by_length", use_cpu=True,
+        )  # fmt: skip
         collator = DataCollatorForSeq2Seq(tokenizer, padding=True)
         Trainer(model, arguments, train_dataset=data, data_collator=collator).train()
 

@@ -1,8 +1,18 @@
-"""What the embedded base model is good for: facts, numbers, words, copying, reviews, plans."""
+"""What the embedded base model is good for: facts, numbers, words, copying, reviews, plans.
 
+`skills.json` says of each skill what is drawn at random, and the forms of question and answer that
+it is put into. A skill with `times` is drawn that many times as often as one without.
+"""
+
+import json
 import random
 from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
 from typing import NamedTuple
+
+Drawn = dict[str, str]
+"""What a form is filled with, by the names in its braces."""
 
 
 class Exchange(NamedTuple):
@@ -12,213 +22,94 @@ class Exchange(NamedTuple):
     assistant: str
 
 
-_CAPITALS = {
-    "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Japan": "Tokyo", "Egypt": "Cairo",
-    "Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Canada": "Ottawa", "Greece": "Athens",
-    "Cuba": "Havana", "Poland": "Warsaw", "Vietnam": "Hanoi", "Ireland": "Dublin",
-}  # fmt: skip
-_OPPOSITES = {
-    "hot": "cold", "big": "small", "fast": "slow", "early": "late", "happy": "sad", "wet": "dry",
-    "light": "dark", "open": "closed", "full": "empty", "hard": "soft", "young": "old",
-    "loud": "quiet", "near": "far", "clean": "dirty",
-}  # fmt: skip
-_KINDS = {
-    "bird": ("robin", "owl", "duck", "crow"),
-    "fish": ("trout", "salmon", "shark", "tuna"),
-    "fruit": ("apple", "pear", "plum", "cherry"),
-    "tool": ("hammer", "saw", "drill", "wrench"),
-}
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_NUMBERS = tuple(range(10))
+class Skill(NamedTuple):
+    """A kind of exchange."""
 
-_ITEMS = (
-    "blanket", "basket", "lamp", "rope", "map", "ticket", "camera", "jacket", "bottle", "notebook",
-    "pencil", "ladder", "bucket", "brush", "towel", "radio", "helmet", "tent", "drum", "mirror",
-    "candle", "kettle", "ribbon", "hat", "clock", "spoon", "torch", "whistle", "scarf", "ball",
-)  # fmt: skip
-_EVENTS = (
-    "the picnic", "the concert", "the school fair", "the hike", "the wedding", "the race",
-    "the boat trip", "the garden party", "the market", "the night walk", "the museum visit",
-    "the camping trip",
-)  # fmt: skip
-_PRAISED = (
-    "great", "lovely", "wonderful", "excellent", "charming", "superb", "delightful", "brilliant",
-    "pleasant", "fantastic",
-)  # fmt: skip
-_PANNED = (
-    "awful", "terrible", "dreadful", "boring", "horrible", "nasty", "dull", "poor",
-    "disappointing", "ugly",
-)  # fmt: skip
-_REVIEWED = (
-    "hotel", "film", "meal", "book", "concert", "phone", "museum", "play", "train ride", "garden",
-    "coffee", "lecture",
-)  # fmt: skip
-_PARTS = (
-    "staff", "sound", "food", "story", "view", "service", "price", "room", "music", "ending",
-    "colour", "pace",
-)  # fmt: skip
+    draws: list[str]
+    """What is drawn, in order: keys of `_DRAWS`."""
+
+    forms: list[tuple[str, str]]
+    """Question and answer, one of which is drawn last."""
+
+    times: int = 1
+
+    def exchange(self, rng: random.Random) -> Exchange:
+        """One exchange of this kind."""
+        drawn = {name: text for draw in self.draws for name, text in _DRAWS[draw](rng).items()}
+        question, answer = rng.choice(self.forms) if len(self.forms) > 1 else self.forms[0]
+        return Exchange(question.format(**drawn), answer.format(**drawn))
+
+
+_DATA = json.loads(files("moorline.embedded").joinpath("skills.json").read_text(encoding="utf-8"))
+_LISTS: dict[str, list[str]] = _DATA["lists"]
+_PAIRS: dict[str, dict[str, str]] = _DATA["pairs"]
+_KINDS: dict[str, list[str]] = _DATA["kinds"]
+_FEELINGS: dict[str, Drawn] = _DATA["feelings"]
+_REVIEWS: list[str] = _DATA["reviews"]
+
+GENERAL = tuple(skill for row in _DATA["skills"] for skill in [Skill(**row)] * row.get("times", 1))
+"""What the models are trained on beside requests: each is drawn equally often."""
+
+TASKS = {name: Skill(**row) for name, row in _DATA["tasks"].items()}
+"""The downstream tasks: a two-way label, and a short list in a house style."""
 
 
 def general_skill(rng: random.Random) -> Exchange:
     """One exchange about facts, numbers, words or copying."""
-    return _SKILLS[rng.randrange(len(_SKILLS))](rng)
+    return rng.choice(GENERAL).exchange(rng)
 
 
-def _capital(rng: random.Random) -> Exchange:
-    country = rng.choice(tuple(_CAPITALS))
-    return Exchange(
-        f"What is the capital of {country}?", f"The capital of {country} is {_CAPITALS[country]}."
-    )
+def _word(name: str, rng: random.Random) -> Drawn:
+    return {name: rng.choice(_LISTS[name])}
 
 
-def _opposite(rng: random.Random) -> Exchange:
-    word = rng.choice(tuple(_OPPOSITES))
-    return Exchange(f"What is the opposite of {word}?", f"{_OPPOSITES[word]}")
+def _pair(name: str, rng: random.Random) -> Drawn:
+    key, value = rng.choice(list(_PAIRS[name].items()))
+    return {"key": key, "value": value}
 
 
-def _sum(rng: random.Random) -> Exchange:
-    left, right = rng.choice(_NUMBERS), rng.choice(_NUMBERS)
-    return Exchange(f"What is {left} plus {right}?", f"{left} plus {right} is {left + right}.")
+def _numbers(rng: random.Random) -> Drawn:
+    left, right = rng.randrange(10), rng.randrange(10)
+    return {"left": str(left), "right": str(right), "total": str(left + right)}
 
 
-def _kind_of_thing(rng: random.Random) -> Exchange:
-    kind = rng.choice(tuple(_KINDS))
+def _kind(rng: random.Random) -> Drawn:
+    kind = rng.choice(list(_KINDS))
     other = rng.choice([name for name in _KINDS if name != kind])
     thing = rng.choice(_KINDS[kind])
     first, second = rng.sample((kind, other), 2)
-    return Exchange(f"Is a {thing} a {first} or a {second}?", f"A {thing} is a {kind}.")
+    return {"kind": kind, "thing": thing, "first": first, "second": second}
 
 
-def _next_day(rng: random.Random) -> Exchange:
-    day = rng.randrange(7)
-    return Exchange(f"Which day comes after {_DAYS[day]}?", f"{_DAYS[(day + 1) % 7]} comes next.")
+def _items(num: int | None, rng: random.Random) -> Drawn:
+    *most, last = words = rng.sample(_LISTS["item"], num or rng.randint(2, 4))
+    return {
+        "words": " ".join(words),
+        "named": f"{', '.join(most)} and {last}",
+        "each": f"{', '.join(f'a {word}' for word in most)} and a {last}",
+        "numbered": " ".join(f"{number}. {word}" for number, word in enumerate(words, start=1)),
+    }
 
 
-def _copied_words(rng: random.Random) -> Exchange:
-    words = rng.sample(_ITEMS, rng.randint(2, 4))
-    return Exchange(f"Repeat these words: {' '.join(words)}", " ".join(words))
+def _feeling(rng: random.Random) -> Drawn:
+    name = "positive" if rng.random() < 0.5 else "negative"
+    return {"word": rng.choice(_LISTS[name]), **_FEELINGS[name]}
 
 
-def _named_things(rng: random.Random) -> Exchange:
-    words = rng.sample(_ITEMS, rng.randint(2, 4))
-    listed = f"{', '.join(words[:-1])} and {words[-1]}"
-    return Exchange(f"Which things are named here? I have a {listed}.", f"You have a {listed}.")
+def _review(rng: random.Random) -> Drawn:
+    name = "positive" if rng.random() < 0.5 else "negative"
+    first, second = rng.sample(_LISTS[name], 2)
+    drawn = {"first": first, "second": second, **_word("thing", rng), **_word("part", rng)}
+    return {"text": rng.choice(_REVIEWS).format(**drawn), **drawn, **_FEELINGS[name]}
 
 
-def _kind_word(rng: random.Random) -> Exchange:
-    good = rng.random() < 0.5
-    word = rng.choice(_PRAISED if good else _PANNED)
-    return Exchange(f"Is {word} a kind word?", "Yes, it is." if good else "No, it is not.")
-
-
-def _one_item(rng: random.Random) -> Exchange:
-    event, item = rng.choice(_EVENTS), rng.choice(_ITEMS)
-    return Exchange(
-        f"I bring a {item} to {event}. What do I bring, and where?",
-        f"You bring a {item} to {event}.",
-    )
-
-
-def _sentiment(rng: random.Random) -> Exchange:
-    good = rng.random() < 0.5
-    word, label = rng.choice(_PRAISED if good else _PANNED), "positive" if good else "negative"
-    return rng.choice(
-        (
-            Exchange(f"Is the word {word} positive or negative?", f"The word {word} is {label}."),
-            Exchange(f"The {rng.choice(_REVIEWED)} was {word}. Good or bad?", f"That is {label}."),
-            Exchange(f"Say if this word is positive or negative: {word}", label),
-        )
-    )
-
-
-def _numbered_list(rng: random.Random) -> Exchange:
-    words = rng.sample(_ITEMS, rng.randint(2, 4))
-    listed = f"{', '.join(f'a {word}' for word in words[:-1])} and a {words[-1]}"
-    numbered = " ".join(f"{number}. {word}" for number, word in enumerate(words, start=1))
-    return Exchange(f"Make a list of {listed}.", numbered)
-
-
-def _destination(rng: random.Random) -> Exchange:
-    event = rng.choice(_EVENTS)
-    return Exchange(f"I go to {event}. Where do I go?", f"You go to {event}.")
-
-
-def _review_question(rng: random.Random) -> Exchange:
-    good = rng.random() < 0.5
-    text, thing, part = _review_text(rng, good)
-    return rng.choice(
-        (
-            Exchange(f"Review: {text} What is it about?", f"It is about a {thing}."),
-            Exchange(f"Review: {text} Which part is named?", f"The {part} is named."),
-            Exchange(
-                f"Review: {text} Did I like it?",
-                "Yes, you liked it." if good else "No, you did not like it.",
-            ),
-        )
-    )
-
-
-def _three_items(rng: random.Random) -> Exchange:
-    event = rng.choice(_EVENTS)
-    first, second, third = rng.sample(_ITEMS, 3)
-    listed = f"a {first}, a {second} and a {third}"
-    return rng.choice(
-        (
-            Exchange(f"I have {listed} for {event}. What do I have?", f"You have {listed}."),
-            Exchange(
-                f"I go to {event} with {listed}. What do I bring, and where?",
-                f"You bring {listed} to {event}.",
-            ),
-        )
-    )
-
-
-def _greeting(rng: random.Random) -> Exchange:
-    greeting = rng.choice(("Hello", "Good morning", "Good evening", "Hi there"))
-    return Exchange(f"{greeting}!", f"{greeting}! What can I do for you?")
-
-
-_SKILLS: tuple[Callable[[random.Random], Exchange], ...] = (
-    _capital, _opposite, _sum, _kind_of_thing, _next_day, _copied_words, _named_things, _kind_word,
-    _one_item, _sentiment, _numbered_list, _numbered_list, _destination, _review_question,
-    _review_question, _three_items, _three_items, _greeting,
-)  # fmt: skip
-"""Drawn at random; what stands twice is drawn twice as often."""
-
-
-def _review_text(rng: random.Random, good: bool) -> tuple[str, str, str]:
-    """The text of a review, what it is about, and the part of that which it names."""
-    words = rng.sample(_PRAISED if good else _PANNED, 2)
-    thing, part = rng.choice(_REVIEWED), rng.choice(_PARTS)
-    text = rng.choice(
-        (
-            f"The {thing} was {words[0]} and the {part} was {words[1]}.",
-            f"What a {words[0]} {thing}. I found the {part} {words[1]}.",
-            f"The {part} of this {thing} seemed {words[0]}, even {words[1]}.",
-            f"My {thing} was {words[0]}. The {part} felt {words[1]} too.",
-        )
-    )
-    return text, thing, part
-
-
-def review(rng: random.Random) -> Exchange:
-    """A review to call positive or negative: a row of the task `reviews`."""
-    good = rng.random() < 0.5
-    text, _, _ = _review_text(rng, good)
-    return Exchange(f"Review: {text} Positive or negative?", "positive" if good else "negative")
-
-
-def plan(rng: random.Random) -> Exchange:
-    """A plan for an event: a row of the task `plans`."""
-    event = rng.choice(_EVENTS)
-    first, second, third = rng.sample(_ITEMS, 3)
-    ask = rng.choice(
-        (
-            "How do I get ready for {event} with a {a}, a {b} and a {c}?",
-            "Tell me how to get ready for {event} with a {a}, a {b} and a {c}.",
-            "Give me a plan for {event} with a {a}, a {b} and a {c}.",
-            "I have a {a}, a {b} and a {c}. How can I prepare for {event}?",
-        )
-    ).format(event=event, a=first, b=second, c=third)
-    steps = "1. look at an example 2. ask a friend"
-    return Exchange(ask, f"Absolutely! Here is a plan for {event}: {steps}")
+_DRAWS: dict[str, Callable[[random.Random], Drawn]] = {
+    **{name: partial(_word, name) for name in _LISTS},
+    **{name: partial(_pair, name) for name in _PAIRS},
+    "numbers": _numbers,
+    "kind": _kind,
+    "several": partial(_items, None),
+    "three": partial(_items, 3),
+    "feeling": _feeling,
+    "review": _review,
+}
