@@ -94,7 +94,7 @@ def _bars(show: bool) -> Iterator[Any]:
         TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bars = Progress(*columns, console=Console(stderr=True), disable=not show)
-    known: dict[str, Any] = {}
+    known = {}
 
     def say(what: str, done: int, total: int) -> None:
         if what not in known:
