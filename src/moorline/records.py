@@ -97,7 +97,7 @@ def packaged(kind: type[_T], package: str, name: str) -> _T:
     return parse(kind, tomllib.loads(text), name, remedy="Install Moorline again.")
 
 
-def plain(value: Any) -> dict[str, Any]:
+def plain(value: Any) -> Mapping[str, Any]:
     """A dataclass as plain values, its schema's number first."""
     schema = {"schema": value.SCHEMA} if hasattr(value, "SCHEMA") else {}
     return {**schema, **asdict(value)}
