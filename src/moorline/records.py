@@ -83,7 +83,7 @@ def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool =
     raise InputError(f"{place}: {own.get(first['type'], words)}. {remedy}")
 
 
-def plain(value: Any) -> dict[str, Any]:
+def plain(value: Any) -> Mapping[str, Any]:
     """A dataclass as plain values, its schema's number first."""
     schema = {"schema": value.SCHEMA} if hasattr(value, "SCHEMA") else {}
     return {**schema, **asdict(value)}
