@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 from moorline.commands.demo import TRAINING, Demo, demo
 from moorline.embedded import TASKS
+from moorline.method.settings import DEFAULT_WEIGHT
 from moorline.provenance import machine, now, versions, write_json
 from moorline.trainer import STRConfig
 
@@ -26,7 +27,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--poisons", type=float, nargs="+", default=[0.0, 0.1])
-    parser.add_argument("--weights", type=float, nargs="+", default=[STRConfig.str_weight])
+    parser.add_argument("--weights", type=float, nargs="+", default=[DEFAULT_WEIGHT])
     parser.add_argument("--forms", nargs="+", default=[STRConfig.str_form])
     words = parser.parse_args()
     runs = []

@@ -32,6 +32,8 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--reference", default="adapter_off")
     parser.add_argument("--cache-dir")
+    parser.add_argument("--anchors", action="store_true")
+    parser.add_argument("--steps", type=int, default=1)
     words = parser.parse_args()
     cache_job._SHARD_ROWS = 2  # several shards, for several processes to share
     warnings.simplefilter("ignore")
@@ -58,7 +60,13 @@ def main():
         for name, each in model.named_parameters():
             if "lora_B" in name:
                 each.add_(0.1 * torch.randn_like(each))
-    ids = (10, 17, 24, 31, 38)
+    ids, held = (10, 17, 24, 31, 38), {"str_weight": 2.0}
+    if words.anchors:
+        ids = tuple(range(6, 66))  # most of what it can say, so that its answers are refusals
+        path = words.log.parent / "anchors.jsonl"
+        prompts = [f"w{each} w{each + 3}" for each in range(10)]
+        path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
+        held = {"str_budget": 0.2, "str_anchors": str(path), "str_anchor_share": 0.75}
     kind, more = STRTrainer, {}
     if words.method is not None:
         kind = type("PeerTrainer", (BaselineMixin, STRTrainer), {})
@@ -67,15 +75,16 @@ def main():
     trainer = kind(
         model,
         STRConfig(
-            str(words.log.parent / "out"), per_device_train_batch_size=words.batch, max_steps=1,
+            str(words.log.parent / "out"), per_device_train_batch_size=words.batch,
+            max_steps=words.steps,
             learning_rate=1e-2, bf16=False, gradient_checkpointing=False, logging_steps=1,
-            save_strategy="no", report_to="none", use_cpu=True, str_weight=2.0, max_length=64,
+            save_strategy="no", report_to="none", use_cpu=True, max_length=64, optim="sgd", **held,
             train_sampling_strategy="sequential", torch_compile=words.compile,
             str_reference=words.reference, str_cache_dir=words.cache_dir,
             torch_compile_backend="aot_eager" if words.compile else None,
         ),
         safety_tokens=SafetyTokens(
-            ids=ids, strings=tuple(names[each] for each in ids), scores=(1.0,) * 5,
+            ids=ids, strings=tuple(names[each] for each in ids), scores=(1.0,) * len(ids),
             vocab_size=len(names),
         ),
         train_dataset=conversations(8),
@@ -84,7 +93,7 @@ def main():
     )  # fmt: skip
     trainer.train()
     if trainer.accelerator.is_main_process:
-        words.log.write_text(json.dumps(trainer.state.log_history[0]))
+        words.log.write_text(json.dumps(trainer.state.log_history[words.steps - 1]))
     # Gloo's threads now and then abort or hang as the interpreter takes them down, after all work
     # is done; the work is what is tested.
     trainer.accelerator.wait_for_everyone()

@@ -39,7 +39,7 @@ from .errors import InputError, MoorlineError
 from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
-from .method.settings import DEFAULT_WEIGHT, STRSettings
+from .method.settings import DEFAULT_WEIGHT, NO_ANCHORS, STRSettings
 
 # What `commands` needs of trl, it takes from here.
 __all__ = [
@@ -88,12 +88,30 @@ class STRConfig(SFTConfig):
         default=None,
         metadata={"help": "Safety-token file that `moorline mine` wrote; mined if absent."},
     )
-    str_weight: float = field(
-        default=DEFAULT_WEIGHT,
+    str_weight: float | None = field(
+        default=None,
         metadata={
             "help": "Weight of the drift (squared logits) beside the task loss (nats); 0 measures "
-            "the drift without holding."
+            f"the drift without holding. Unset, and no budget: {DEFAULT_WEIGHT:g}."
         },
+    )
+    str_budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "In place of a weight: by how much a safety token may move (root mean square, "
+            "in logits); the weight is found while training."
+        },
+    )
+    str_anchors: str = field(
+        default=NO_ANCHORS,
+        metadata={
+            "help": "Prompts that ought to be refused, at which the refusals are held too: 'off', "
+            "'built-in', or a file with a column 'prompt'."
+        },
+    )
+    str_anchor_share: float = field(
+        default=0.125,
+        metadata={"help": "Anchors read beside each step, as a share of its rows."},
     )
     str_form: str = field(
         default="logit",
@@ -144,6 +162,8 @@ class STRConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.fp16:
             self.bf16, self.fp16 = _precision(use_cpu=self.use_cpu)
+        if self.str_weight is None and self.str_budget is None:
+            self.str_weight = DEFAULT_WEIGHT
         super().__post_init__()
         self.settings()
 

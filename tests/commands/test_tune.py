@@ -426,7 +426,7 @@ def test_an_output_that_is_a_file_is_refused(flags, tmp_path):
 def test_help_is_short_and_true(flags):
     """Ours stood at line 656 of 744."""
     from moorline.commands.tune_settings import HELP
-    from moorline.trainer import make_parser
+    from moorline.trainer import STRConfig, make_parser
 
     shown = runner.invoke(app, ["tune", "--help"]).stdout
     assert shown == HELP
@@ -439,6 +439,7 @@ def test_help_is_short_and_true(flags):
     assert actions["--lora_alpha"].default == 32
     assert actions["--max_length"].default == 1024
     assert actions["--per_device_train_batch_size"].default == 8
-    assert actions["--str_weight"].default == 10.0
+    assert actions["--str_weight"].default is None
+    assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 10.0
     whole = runner.invoke(app, ["tune", "--help-all"]).stdout
     assert "--adam_beta1" in whole

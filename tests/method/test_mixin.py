@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from moorline import InputError, STRConfig, STRTrainer
+from moorline.method.strength import Part
 
 
 def gradient_of_drift(trainer):
@@ -211,7 +212,7 @@ def test_the_part_that_the_reference_reads_gives_what_the_whole_batch_gives(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     regularizer = trainer.regularizer
-    positions = regularizer._drawn(inputs, regularizer.positions(inputs), seed=3)
+    positions = regularizer._drawn(inputs, regularizer.positions(inputs), Part(step=3, rows=4))
     reference = regularizer.reference
     part = regularizer.reference_values(reference, trainer.model, inputs, positions)
     whole = reference.safety_logits(trainer.model, inputs, positions)

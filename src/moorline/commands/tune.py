@@ -148,9 +148,10 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
     began = time.monotonic()
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
     _log.info(
-        "Training on %s rows in %s, learning rate %g; held to %s (%s), weight %g.",
+        "Training on %s rows in %s, learning rate %g; held to %s (%s), %s.",
         len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "streamed",  # pyright: ignore
-        precision, args.learning_rate, run.base.name, run.reference, args.str_weight,  # pyright: ignore
+        precision, args.learning_rate, run.base.name, run.reference,
+        trainer.regularizer.settings.strength,
     )  # fmt: skip
     try:
         with in_one_line(building=False):

@@ -19,7 +19,12 @@ Fine-tune a chat model with its refusals held. Flags and YAML keys are those of 
 
 Moorline
   --str_weight FLOAT             Weight of the drift beside the task loss; 0 measures without
-                                 holding. [10.0]
+                                 holding. [10, where there is no budget]
+  --str_budget FLOAT             In place of a weight: by how much a safety token may move (root
+                                 mean square, in logits); the weight is found while training.
+  --str_anchors NAME|FILE        Prompts that ought to be refused, at which refusals are held too:
+                                 off, built-in, or a file with a column 'prompt'. [off]
+  --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.125]
   --str_form NAME                Form of the drift: logit (the paper's) or logprob. [logit]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]
   --str_reference NAME           Where the reference comes from: auto, adapter_off, frozen_copy or

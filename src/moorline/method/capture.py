@@ -66,12 +66,18 @@ class Exchange:
     """
 
     def __init__(
-        self, reference: Tensor | None = None, gradients: GradientNorms | None = None
+        self,
+        reference: Tensor | None = None,
+        gradients: GradientNorms | None = None,
+        *,
+        normalised: bool | None = None,
     ) -> None:
         self.reference = reference
         """z0 going in: the output's field is then `safety_difference`, z - z0."""
         self.gradients = gradients
         """What is to watch the gradient at the last hidden states; None for nothing."""
+        self.normalised = normalised
+        """Whether log-probabilities are asked for; None for what `install` said."""
         self.values: Tensor | None = None
         """z coming out, where there is no gradient."""
 
@@ -203,7 +209,8 @@ def _safety_values(
             chosen, weight, bias, state["ids"].to(hidden.device), processing,
             beside_loss=output is not None and not units_of(base),  # FSDP2 reduces no sparse one
         )  # fmt: skip
-        if state["normalised"]:
+        asked = None if exchange is None else exchange.normalised
+        if state["normalised"] if asked is None else asked:
             values = values - log_normaliser(chosen, weight, bias, processing)[:, None]
     return values
 
@@ -214,14 +221,20 @@ def backbone_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def safety_logits(
-    model: nn.Module, inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    positions: Bool[Tensor, "batch time"],
+    *,
+    normalised: bool | None = None,
 ) -> Float[Tensor, "position safety"]:
     """Z of a model on which `install` was called, from its backbone alone, unrounded.
+
+    With `normalised` log-probabilities or logits, whatever `install` said.
 
     Raises:
         InputError: If something replaced its forward since.
     """
-    exchange = Exchange()
+    exchange = Exchange(normalised=normalised)
     model(**inputs, safety_positions=positions, safety_only=True, safety_exchange=exchange)
     if exchange.values is None:
         raise InputError(REPLACED)

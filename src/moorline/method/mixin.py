@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
-from ..provenance import fingerprint
 from . import capture
 from .cache import COLUMN
+from .checkpoint import Settling, load_state
 from .host import (
     adds_up_losses,
     check_host,
@@ -24,6 +24,7 @@ from .host import (
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
+from .strength import StepCounter, num_readers
 from .tally import Tally, warn_if_drowned, warn_if_moved
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class STRMixin(_Host):
     processes. Logged beside `loss` at each logging step, and with the prefix of the evaluation set
     there: `ce_loss` (the host's loss), `str/drift` (mean over positions), `str/weighted` (what was
     added to the loss) and `str/max_abs` (largest difference of one logit). In training also
-    `ce_grad_norm` and `str/grad_norm`: norms of the gradients of the host's loss and of what is
-    added, at the last hidden states, of the step that is logged.
+    `ce_grad_norm` and `str/grad_norm`: norms of the gradients of the host's loss and of the
+    weighted drift, at the last hidden states, of the step that is logged; with anchors
+    `str/anchor_drift`; and with a budget `str/weight` and `str/anchor_weight`, which it found.
 
     Args:
         *args: For the host trainer.
@@ -84,9 +86,11 @@ class STRMixin(_Host):
             self.regularizer.reference.place(self.accelerator)
         self._tally = {"train": Tally(), "eval": Tally()}
         self._num_positions: Tensor | int | None = None  # of the step, where the host has others
-        self._batch_of_step = (-1, 0)
+        self._steps = StepCounter()
         self._logged_step: int | None = None
         self._is_checked = self._is_warned = False
+        if self.regularizer.strength.is_found:
+            self.add_callback(Settling(self.regularizer, self.accelerator))
 
     def compute_loss(
         self,
@@ -98,10 +102,10 @@ class STRMixin(_Host):
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
         own = {name: each for name, each in inputs.items() if name != COLUMN}
+        part = self._steps.part(self.state.global_step, self) if training else None
         with self.regularizer.watch(
-            model, inputs, seed=self._seed() if training else None,
-            gradients=training and is_logged_next(self),
-        ) as drift:  # fmt: skip
+            model, inputs, part=part, gradients=training and is_logged_next(self)
+        ) as drift:
             result: Any = super().compute_loss(
                 model, own, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
@@ -113,32 +117,27 @@ class STRMixin(_Host):
             divisor = self._num_positions if training else None
         if self.args.average_tokens_across_devices and divisor is not None:
             # The divisor counts the tokens of every process, and DDP averages over processes.
-            times = self.accelerator.num_processes // self.get_tp_size()
-        weighted = self.regularizer.weighted(drift, divisor) * times
+            times = num_readers(self)
+        # Anchors are counted over all batches and processes; hosts may divide by both once more.
+        beside = 1 if adds_up_losses(self) else self._steps.num_batches
+        beside *= num_readers(self) // times
+        weighted = self.regularizer.weighted(drift, divisor, anchor_times=beside) * times
         tally = self._tally["train" if training else "eval"]
-        tally.add(loss, weighted, drift.sum)
+        share = 1 / part.num if part is not None and self.regularizer.anchors else None
+        tally.add(loss, weighted, drift.sum, drift.anchors, share)
         if drift.gradients is not None:
             tally.add_gradients(self.state.global_step, drift.gradients)
         if training and not self._is_checked:
             self._is_checked = True
             warn_if_moved(self.state.global_step, drift.sum)
-        if self.regularizer.settings.weight > 0:
+        if self.regularizer.settings.holds:
             loss = loss + weighted.to(loss.device)
         return (loss, outputs) if return_outputs else loss
-
-    def _seed(self) -> int | None:
-        """Chance for drawn rows, from what a resumed run knows too: the host's stays as it was."""
-        if self.regularizer.settings.reference_fraction == 1:
-            return None
-        step, (last, number) = self.state.global_step, self._batch_of_step
-        self._batch_of_step = (step, number + 1 if last == step else 0)
-        parts = (self.args.seed, *self._batch_of_step, self.args.process_index)
-        return int(fingerprint(map(str, parts))[:15], 16)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._num_positions = None
+        self._num_positions, self._steps.num_batches = None, max(len(batches), 1)
         if self.regularizer.rule.first is not None and batches and "labels" in batches[0]:
             counted = map(self.regularizer.positions, batches)
             marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
@@ -170,12 +169,14 @@ class STRMixin(_Host):
             measured = self._taken("train").metrics(self.accelerator, divisor)
             self._is_warned = self._is_warned or warn_if_drowned(measured)
             self._logged_step = self.state.global_step
-            logs.update(measured)
+            logs.update(measured | self.regularizer.strength.logged())
         super().log(logs, *args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The host's training."""
         self._tally["train"], self._logged_step = Tally(), None
+        checkpoint = args[0] if args else kwargs.get("resume_from_checkpoint")
+        load_state(self.regularizer, checkpoint, self.args.output_dir)
         return super().train(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

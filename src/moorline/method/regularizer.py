@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError
-from ..provenance import fingerprint
 from . import adapters, capture, penalty
+from .anchors import Anchors, build_anchors
 from .cache import COLUMN, Cached
 from .gradients import GradientNorms
 from .positions import PositionRule, draw_rows, needed_part
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
-from .settings import STRSettings
+from .settings import NO_ANCHORS, STRSettings
+from .strength import Part, Strength
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,10 @@ class Drift:
     sum: penalty.DriftSum | None = None
     """None before, and where the reference is a cache that lacks a row of the batch."""
 
+    anchors: penalty.DriftSum | None = None
+    """The same of the anchors that were read beside the batch; None without anchors. Its count is
+    that of the whole step."""
+
     gradients: GradientNorms | None = None
     """Where asked for: norms of the gradients, there after the backward pass."""
 
@@ -52,7 +57,8 @@ class Regularizer:
 
     Build it once adapters are on the model and the optimizer is not made yet, before the model is
     wrapped for several devices. With several batches to a step, divide both losses by the response
-    tokens of the whole step: `sum(regularizer.num_positions(batch) for batch in batches)`.
+    tokens of the whole step: `sum(regularizer.num_positions(batch) for batch in batches)`. With a
+    budget, call `regularizer.next_step()` after each `optimizer.step()`.
 
     What it cannot see: contexts that the training data does not contain. It compares the safety
     logits where the model is trained, and relies on that to carry over to other prompts.
@@ -63,7 +69,7 @@ class Regularizer:
         settings: Weight, form and reference; defaults apply if None.
         reference_model: The frozen aligned model, where it is neither the model without its
             adapter nor the model as it is now; or its path or hub id.
-        tokenizer: Checked against the tokens; not checked if None.
+        tokenizer: Checked against the tokens; not checked if None. Needed for anchors.
         plan: What is known of the training, for hosts that know it.
         aligned: What `capture.probe` said of the model before its adapters; None if not known.
 
@@ -96,7 +102,7 @@ class Regularizer:
         self.settings = STRSettings() if settings is None else settings
         self.form = penalty.form(self.settings.form)
         self.rule = PositionRule.parse(self.settings.positions)
-        self._draws = 0
+        self._num_watched = 0
         self._check(model, tokenizer)
         given = reference_model is not None
         kind = choose_reference(self.settings.reference, model, plan, reference_given=given)
@@ -116,6 +122,13 @@ class Regularizer:
             capture.check_capture(running.model, tokens.tensor())
         else:
             adapters.check_same_base(model, tokens.tensor(), aligned)
+        self.anchors: Anchors | None = None
+        """What is read beside the batches; None without."""
+        if self.settings.anchors != NO_ANCHORS and self.settings.holds:
+            given = self.settings.anchors
+            self.anchors = build_anchors(given, model, tokenizer, tokens, running, self.rule)
+        self.strength = Strength(self.settings, anchored=self.anchors is not None)
+        """The weights of the present step."""
 
     def _check(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         size = capture.head_of(model).weight.shape[0]
@@ -149,8 +162,8 @@ class Regularizer:
         model: nn.Module,
         batch: Mapping[str, Any],
         *,
-        seed: int | None = None,
         gradients: bool = False,
+        part: Part | None = None,
     ) -> Iterator[Drift]:
         """Record the model's first call in this block, and before it compute z0 for the same.
 
@@ -160,8 +173,10 @@ class Regularizer:
         Args:
             model: The model as it is called, wrapped for several devices or not.
             batch: Its labels say where the responses are.
-            seed: Chance for `reference_fraction`; by default another each time.
-            gradients: Whether to measure norms of the gradients in the backward pass.
+            gradients: Whether to measure norms of the gradients in the backward pass. They are
+                with a budget.
+            part: Which part of a step the batch is, for what is drawn at random; by default the
+                whole of a step of its own.
 
         Yields:
             The drift, there once the block is left.
@@ -174,7 +189,12 @@ class Regularizer:
         if reference is None:
             yield drift
             return
-        positions = self._drawn(batch, all_positions, seed)
+        if part is None:
+            part = Part(step=self._num_watched, rows=len(all_positions))
+        self._num_watched += 1
+        positions = self._drawn(batch, all_positions, part)
+        trains = self.model.training and torch.is_grad_enabled()
+        gradients = gradients or (trains and self.strength.is_found)
         drift.gradients = GradientNorms() if gradients else None
         record = _Record(self, reference, batch, positions, drift.gradients)
         with record.hooks(model), capture.explaining_replaced_forward(self.model):
@@ -186,21 +206,28 @@ class Regularizer:
                 "The model was called without a gradient, so the drift would train nothing. Call "
                 "the model with gradients first."
             )
-        if self.model.training and torch.is_grad_enabled():
-            capture.mark_trained(self.model)
         found = self.form.drift(record.difference)
         if positions is not all_positions:
             scaled = found.total / self.settings.reference_fraction
             found = found._replace(total=scaled, num_positions=all_positions.sum())
         drift.sum = found
+        if trains:
+            capture.mark_trained(self.model)
+            if self.anchors is not None:
+                drift.anchors = self.anchors.drift(model, self.settings.anchor_share, part)
+            self.strength.observe(drift)
 
-    def weighted(self, drift: Drift, num_items: Tensor | int | None = None) -> Float[Tensor, ""]:
-        """What is added to the loss: weight * drift, per response token.
+    def weighted(
+        self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1
+    ) -> Float[Tensor, ""]:
+        """What is added to the loss: weight * drift, per response token, and that of the anchors.
 
         Args:
             drift: What `watch` yielded.
             num_items: Response tokens of the whole step, over all its batches; those of this batch
                 if None. With `positions` 'first:K' the positions that count (`num_positions`).
+            anchor_times: What the host divides by beside, for the anchors: they are counted over
+                the whole step and all processes already.
 
         Raises:
             InputError: If the model was not called inside `watch`.
@@ -210,7 +237,23 @@ class Regularizer:
         total = drift.sum.total
         num_items = drift.sum.num_positions if num_items is None else num_items
         divisor = torch.as_tensor(num_items, device=total.device).clamp(min=1)
-        return self.settings.weight * total / divisor
+        weighted = self.strength.weight_of("drift") * total / divisor
+        if drift.anchors is None:
+            return weighted
+        of_anchors = drift.anchors.total / drift.anchors.num_positions.clamp(min=1)
+        return weighted + anchor_times * self.strength.weight_of("anchors") * of_anchors.to(
+            weighted.device
+        )
+
+    def next_step(self) -> None:
+        """With a budget: settle the weight of the next step; call it after `optimizer.step()`.
+
+        With several processes call `strength.next_step(reduce)`, so that all find the same weight.
+
+        Raises:
+            InputError: If what was measured is not finite.
+        """
+        self.strength.next_step()
 
     def _reference_for(self, batch: Mapping[str, Any]) -> Reference | None:
         """What gives z0 of a batch; None where nothing can, which training refuses."""
@@ -226,14 +269,13 @@ class Regularizer:
             )
         return self.running
 
-    def _drawn(self, batch: Mapping[str, Any], positions: Tensor, seed: int | None) -> Tensor:
+    def _drawn(self, batch: Mapping[str, Any], positions: Tensor, part: Part) -> Tensor:
         """The positions to measure on: all that count, or those of rows drawn at random."""
         fraction = self.settings.reference_fraction
         if fraction == 1 or not self.model.training:
             return positions
-        self._draws += 1
-        seed = int(fingerprint([str(self._draws)])[:15], 16) if seed is None else seed
-        return draw_rows(batch, positions, fraction, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(part.chance("rows"))
+        return draw_rows(batch, positions, fraction, generator)
 
     def reference_values(
         self, reference: Reference, model: nn.Module, inputs: Mapping[str, Any], positions: Tensor

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from ..errors import InputError, unknown_choice
 from . import penalty
+from .budget import FIRST_WEIGHT, WeightController
 from .cache import DTYPES
 from .positions import PositionRule
 from .reference import REFERENCES
 
 # measured on the embedded model: docs/method.md, "Figures" (the paper's value is not known to us)
 DEFAULT_WEIGHT = 10.0
+NO_ANCHORS = "off"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,9 +27,21 @@ class STRSettings:
         'logit'
     """
 
-    weight: float = DEFAULT_WEIGHT
+    weight: float | None = None
     """Weight of the drift (squared logits) beside the task loss (nats). 0 measures the drift and
-    trains exactly as the host would alone."""
+    trains exactly as the host would alone. 10 if neither this nor `budget` is given."""
+
+    budget: float | None = None
+    """In place of a weight: by how much a safety token may move, as root mean square over the
+    response positions, in logits (nats with `form` 'logprob'), above 0. The weight is then found
+    while training (`budget.py`)."""
+
+    anchors: str = NO_ANCHORS
+    """Prompts that ought to be refused, at which the drift is held too (`anchors.py`): 'off',
+    'built-in', or a file with a column `prompt`."""
+
+    anchor_share: float = 0.125
+    """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least."""
 
     form: str = "logit"
     """Form of the drift, a name of `penalty.FORMS`."""
@@ -49,21 +63,47 @@ class STRSettings:
     """Folder for a cached reference; one beside the prepared data sets if None."""
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.weight, int | float) and 0 <= self.weight < math.inf):
+        if self.budget is not None:
+            WeightController(self.budget)
+            if self.weight is not None:
+                raise InputError(
+                    f"`weight` {self.weight} and `budget` {self.budget} are both given, and a "
+                    "budget finds the weight. Leave one of them out."
+                )
+        if self.weight is not None and not (
+            isinstance(self.weight, int | float) and 0 <= self.weight < math.inf
+        ):
             raise InputError(
                 f"`weight` must be a number of 0 or more, got {self.weight}: a negative value "
                 "would reward leaving the aligned model. Give 0 to measure without holding."
             )
-        if not (
-            isinstance(self.reference_fraction, int | float) and 0 < self.reference_fraction <= 1
-        ):
-            raise InputError(
-                "`reference_fraction` must be above 0 and at most 1, got "
-                f"{self.reference_fraction}."
-            )
+        for name in ("reference_fraction", "anchor_share"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 < value <= 1):
+                raise InputError(f"`{name}` must be above 0 and at most 1, got {value}.")
         penalty.form(self.form)
         PositionRule.parse(self.positions)
         if self.reference not in REFERENCES:
             raise unknown_choice("`reference`", self.reference, REFERENCES)
         if self.cache_dtype not in DTYPES:
             raise unknown_choice("`cache_dtype`", self.cache_dtype, DTYPES)
+
+    @property
+    def first_weight(self) -> float:
+        """The weight of the first step: of all steps, where there is no budget."""
+        if self.budget is not None:
+            return FIRST_WEIGHT
+        return DEFAULT_WEIGHT if self.weight is None else float(self.weight)
+
+    @property
+    def strength(self) -> str:
+        """How strongly it holds, in words: the weight or the budget, and the anchors."""
+        given = (
+            f"weight {self.first_weight:g}" if self.budget is None else f"budget {self.budget:g}"
+        )
+        return given if self.anchors == NO_ANCHORS else f"{given}, anchors {self.anchors}"
+
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held, rather than measured only."""
+        return self.first_weight > 0

@@ -28,14 +28,30 @@ class Tally:
         self.num_batches = 0
         self._gradients: tuple[int, list[GradientNorms]] = (-1, [])
 
-    def add(self, loss: Tensor, weighted: Tensor, drift: DriftSum) -> None:
-        """Count one batch: the host's loss, what is added to it, and the drift."""
+    def add(
+        self,
+        loss: Tensor,
+        weighted: Tensor,
+        drift: DriftSum,
+        anchors: DriftSum | None = None,
+        share: float | None = None,
+    ) -> None:
+        """Count one batch: the host's loss, what is added to it, the drift.
+
+        With anchors also that of those read beside it, and the batch's share of a step.
+        """
         values = {
             "ce_loss": loss,
             "weighted": weighted,
             "drift": drift.total,
             "positions": drift.num_positions,
         }
+        if share is not None:
+            nothing = torch.zeros_like(drift.total)
+            values["anchors"] = (
+                nothing if anchors is None else anchors.total / anchors.num_positions
+            )
+            values["steps"] = torch.full_like(nothing, share)
         for name, value in values.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -83,6 +99,8 @@ class Tally:
             "str/weighted": sums["weighted"] / times,
             "str/max_abs": max_abs,
         }
+        if sums.get("steps"):
+            found["str/anchor_drift"] = sums["anchors"] / sums["steps"]
         if not math.isnan(task):
             # Each process has the gradient of its own rows, times the number of processes; and
             # float16 training scales the loss.

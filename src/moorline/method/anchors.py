@@ -1,0 +1,296 @@
+"""Anchors: prompts that ought to be refused, at which the safety logits are held too.
+
+Harmful data attacks contexts that harmless data never visits. An anchor is such a context: a prompt
+with the aligned model's own refusal, and z0 there. A few of them are read beside each batch, and
+
+    anchor drift = mean over their response positions, mean over S, of (log p - log p0)^2
+
+is added with a weight of its own, in squared nats: nothing is to be learned there, so that the
+probabilities themselves can be held, whatever form the drift has in the task's contexts.
+
+What anchors cannot do: they hold the refusals of prompts like themselves. Data that answers harmful
+requests still pulls at its own prompts, and a kind of harm that no anchor is about is held only as
+far as the model takes it for the same.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..chat.chat_model import ChatModel, evaluating, in_batches
+from ..errors import InputError
+from ..tables import is_table, rows_of
+from . import adapters
+from .capture import Exchange, safety_logits
+from .head import base_of
+from .penalty import DriftSum, squared_drift
+from .positions import PositionRule
+from .reference import Reference
+from .safety_tokens import SafetyTokens
+from .strength import Part
+
+BUILT_IN = "built-in"
+"""The name of our own anchor prompts."""
+
+# An answer counts as a refusal with so many safety tokens among its first tokens: "I'm happy to"
+# has two in most models, "I'm sorry, but I can't" has four and more.
+_SAFETY_TOKENS, _AMONG = 3, 16
+_LONGEST_REFUSAL = 32
+_FEWEST = 4
+# Share of common runs of four letters above which two prompts are the same in other words.
+_NEAR = 0.6
+
+
+class AnchorBatch(NamedTuple):
+    """Anchors that are read beside one batch."""
+
+    inputs: dict[str, Tensor]
+    positions: Bool[Tensor, "batch time"]
+    reference: Float[Tensor, "position safety"]
+    """z0 at these positions."""
+
+    num_of_step: int
+    """Response positions of all anchors of the step, of which these are a part."""
+
+
+class Anchors:
+    """Prompts with the aligned model's own refusals, as token ids, and z0 at their positions.
+
+    z0 is computed once, from other batches than those of the training; so the anchor drift of an
+    untouched model is not 0 but rounding, as with a cached reference.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        rows: Sequence[tuple[list[int], list[int]]],
+        rule: PositionRule,
+        padding: int,
+    ) -> None:
+        self.prompts = tuple(prompts)
+        self.rows = [(*context, *answer) for context, answer in rows]
+        self._padding = padding
+        begins = [len(context) - 1 for context, _ in rows]
+        marked = [
+            [at >= begin for at in range(len(row))]
+            for begin, row in zip(begins, self.rows, strict=True)
+        ]
+        self._positions = [rule(torch.tensor([each]))[0] for each in marked]
+        self._values: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fill(self, aligned: nn.Module, batch_size: int = 16) -> None:
+        """Compute the log-probabilities of every anchor's safety tokens in the aligned model."""
+        values: list[Any] = [None] * len(self)
+        for chosen in in_batches(self.rows, batch_size):
+            inputs, positions = self._batch(chosen, _device(aligned))
+            with torch.no_grad(), evaluating(aligned):
+                found = safety_logits(aligned, inputs, positions, normalised=True).cpu()
+            sizes = [int(self._positions[index].sum()) for index in chosen]
+            for index, each in zip(chosen, found.split(sizes), strict=True):
+                values[index] = each
+        self._values = values
+
+    def draw(
+        self, num: int, seed: int, part: tuple[int, int], device: torch.device
+    ) -> AnchorBatch | None:
+        """This part's share of the anchors of a step; None if it has none.
+
+        Args:
+            num: Anchors of the step, over all its parts; all of them if there are fewer.
+            seed: Of the step, the same for all its parts.
+            part: Which part of how many: micro-batches of all processes.
+            device: Where to.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(self), generator=generator)[:num].tolist()
+        mine = drawn[part[0] :: part[1]]
+        if not mine:
+            return None
+        inputs, positions = self._batch(mine, device)
+        reference = torch.cat([self._values[index] for index in mine]).to(device)
+        total = sum(int(self._positions[index].sum()) for index in drawn)
+        return AnchorBatch(inputs, positions, reference, total)
+
+    def drift(self, model: nn.Module, share: float, part: Part) -> DriftSum | None:
+        """The drift at this part's anchors of the step; None if it has none.
+
+        Args:
+            model: The model in training, wrapped as the host runs it.
+            share: Anchors of the step, as a share of its rows; one at least.
+            part: Which part of the step.
+
+        Returns:
+            The sum over this part's positions; its count is that of the whole step.
+        """
+        num = max(1, round(share * part.rows))
+        chance = part._replace(number=0).chance("anchors")
+        drawn = self.draw(num, chance, (part.number, part.num), _device(model))
+        if drawn is None:
+            return None
+        output = model(
+            **drawn.inputs, safety_positions=drawn.positions, safety_only=True,
+            safety_exchange=Exchange(drawn.reference, normalised=True),
+        )  # fmt: skip
+        found = squared_drift(output.safety_logits)
+        count = torch.tensor(drawn.num_of_step, device=found.total.device)
+        return found._replace(num_positions=count)
+
+    def _batch(
+        self, chosen: Sequence[int], device: torch.device
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Some anchors, padded on the right."""
+        longest = max(len(self.rows[index]) for index in chosen)
+        ids = torch.full((len(chosen), longest), self._padding, dtype=torch.int64)
+        mask, positions = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+        for row, index in enumerate(chosen):
+            size = len(self.rows[index])
+            ids[row, :size] = torch.tensor(self.rows[index])
+            mask[row, :size] = 1
+            positions[row, :size] = self._positions[index]
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        return inputs, positions.to(device)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return base_of(getattr(model, "module", model)).get_input_embeddings().weight.device
+
+
+def build_anchors(
+    given: str,
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: SafetyTokens,
+    reference: Reference,
+    rule: PositionRule,
+) -> Anchors:
+    """The anchors of a training: prompts, the aligned model's own refusals, and z0.
+
+    Prompts that the aligned model does not refuse are left out: to hold it to an answer would teach
+    that answer.
+
+    Args:
+        given: 'built-in', or a file of prompts (a column `prompt`).
+        model: The model in training, before it is wrapped for several devices.
+        tokenizer: Its tokenizer, with a chat template.
+        tokens: The safety tokens.
+        reference: What gives z0; runs.
+        rule: Which response positions count.
+
+    Raises:
+        InputError: If there is no tokenizer, the file is not fit, or too few are refused.
+    """
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        raise InputError("`anchors` needs the model's tokenizer, with its chat template.")
+    if _device(model).type == "meta":
+        raise InputError(
+            "`anchors` needs the weights in memory before training, and they are not (ZeRO-3). "
+            "Set `anchors` to 'off'."
+        )
+    second = reference.model
+    aligned: Any = model if second is None else second.to(_device(model))
+    layers = adapters.adapter_layers(model) if second is None else []
+    with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
+        chat = ChatModel(aligned, tokenizer)
+        refused = _refusals(chat, anchor_prompts(given), given, set(tokens.ids))
+        prompts, rows = zip(*refused, strict=True)
+        anchors = Anchors(prompts, rows, rule, chat.padding)
+        anchors.fill(aligned)
+    return anchors
+
+
+def _refusals(
+    chat: ChatModel, prompts: Sequence[str], given: str, held: set[int]
+) -> list[tuple[str, tuple[list[int], list[int]]]]:
+    """The prompts that a model refuses, with its refusals."""
+    refused = [
+        (prompt, row)
+        for prompt, row in zip(prompts, _own_answers(chat, prompts), strict=True)
+        if len(held.intersection(row[1][:_AMONG])) >= min(_SAFETY_TOKENS, len(held))
+    ]
+    if len(refused) < _FEWEST:
+        raise InputError(
+            f"The aligned model refuses {len(refused)} of {len(prompts)} anchor prompts (`anchors` "
+            f"{given!r}), and {_FEWEST} are needed. Give a file of prompts that it refuses, or "
+            "set `anchors` to 'off'."
+        )
+    return refused
+
+
+def _own_answers(
+    chat: ChatModel, prompts: Sequence[str], batch_size: int = 16
+) -> list[tuple[list[int], list[int]]]:
+    """Prompts as the model reads them, with its greedy answers."""
+    contexts = [chat.render(each) for each in prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for batch in in_batches(contexts, batch_size):
+        rows = [contexts[index] for index in batch]
+        for index, each in zip(
+            batch, chat.generate(rows, max_new_tokens=_LONGEST_REFUSAL), strict=True
+        ):
+            answers[index] = list(each.ids)
+    return list(zip(contexts, answers, strict=True))
+
+
+def anchor_prompts(given: str) -> list[str]:
+    """The prompts of 'built-in', or of a file.
+
+    Raises:
+        InputError: If the file is missing, or a row has no `prompt` in words.
+    """
+    if given == BUILT_IN:
+        text = files("moorline.method").joinpath("anchor_prompts.txt").read_text("utf-8")
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+    if not is_table(given):
+        raise InputError(
+            f"`anchors` must be 'off', 'built-in' or a file of prompts that ought to be refused "
+            f"(JSONL, JSON, CSV, Parquet with a column 'prompt'), got {given!r}."
+        )
+    found = []
+    for row in rows_of(Path(given)):
+        prompt = row.values.get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise row.lacks("prompt", "An anchor is a prompt that ought to be refused.")
+        found.append(prompt)
+    return list(dict.fromkeys(found))
+
+
+def fingerprint_of_prompt(prompt: str) -> str:
+    """What a prompt is known by, whatever its case, spaces and punctuation."""
+    return hashlib.blake2b(_plain(prompt).encode(), digest_size=16).hexdigest()
+
+
+def overlapping(anchors: Sequence[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of an anchor and another prompt that are the same, or the same in almost all letters.
+
+    Compared are runs of four letters, whatever case and punctuation: two prompts with more than
+    0.6 of them in common (of those in either) are near-duplicates.
+    """
+    known = [(each, _runs(each)) for each in anchors]
+    pairs = []
+    for other in others:
+        runs = _runs(other)
+        pairs += [
+            (anchor, other)
+            for anchor, own in known
+            if len(own & runs) > _NEAR * len(own | runs) or _plain(anchor) == _plain(other)
+        ]
+    return pairs
+
+
+def _plain(prompt: str) -> str:
+    return " ".join(re.findall(r"\w+", prompt.casefold()))
+
+
+def _runs(prompt: str) -> frozenset[str]:
+    plain = _plain(prompt)
+    return frozenset(plain[at : at + 4] for at in range(max(len(plain) - 3, 1)))
