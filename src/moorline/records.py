@@ -71,18 +71,19 @@ def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool =
         return _adapter(kind, others).validate_json(text.encode(errors="replace"))[0]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    field = repr(_field(first["loc"][1:], value))
+    field, within = repr(_field(first["loc"][1:], value)), len(first["loc"]) > 1
     there = json.dumps(first["input"], default=str)[:60]
     words = f"{field} holds {there}, {first['msg']}".replace("Input should", "must")
     own = {
         "missing": f"lacks {field}",
         "unexpected_keyword_argument": f"has an unknown field {field}",
-        "value_error": str(first.get("ctx", {}).get("error")).rstrip("."),  # of the class itself
+        # of the class itself
+        "value_error": f"{field}: " * within + str(first.get("ctx", {}).get("error")).rstrip("."),
     }
     raise InputError(f"{place}: {own.get(first['type'], words)}. {remedy}")
 
 
-def plain(value: Any) -> dict[str, Any]:
+def plain(value: Any) -> Mapping[str, Any]:
     """A dataclass as plain values, its schema's number first."""
     schema = {"schema": value.SCHEMA} if hasattr(value, "SCHEMA") else {}
     return {**schema, **asdict(value)}

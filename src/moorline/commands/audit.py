@@ -66,7 +66,7 @@ class _Source(NamedTuple):
     """The folder of the adapter where a tokenizer was saved in it: the one it was trained with."""
 
 
-def run_audit(asked: Asked, *, progress: Progress | None = None) -> dict[str, Any]:
+def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str, Any]:
     """Audit a model and write `audit.json` and `answers.jsonl`; resumes where a run was stopped.
 
     The answers of `against` go into a folder in `output`. By default the embedded models are asked
@@ -225,7 +225,7 @@ def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
 
 def _drift(
     name: str, chat: ChatModel, rows: Sequence[Any], suites: Sequence[Suite]
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """The drift of a tuned model on some rows, and its refusal mass at each checkpoint."""
     harmful = [each.prompt for of in suites if of.kind == "harmful" for each in of.prompts]
     model, start = chat.model, lineage_of(name)

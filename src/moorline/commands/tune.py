@@ -7,7 +7,7 @@ In order: settings, output folder, data, model, safety tokens, training, files.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) ->
         )  # fmt: skip
 
 
-def _log_of(trainer: STRTrainer) -> tuple[dict[str, Any], ...]:
+def _log_of(trainer: STRTrainer) -> tuple[Mapping[str, Any], ...]:
     return tuple(
         {key: value if is_plain(value) else None for key, value in entry.items()}
         for entry in trainer.state.log_history
@@ -333,18 +333,14 @@ def _resolved(name: str) -> str:
 
 def _load_model(name: str, settings: Settings) -> Any:
     training, model = settings.training, settings.model
-    kwargs: dict[str, Any] = {
-        "revision": model.model_revision,
-        "trust_remote_code": training.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    }
-    if (quantization := get_quantization_config(model)) is not None:
-        kwargs["quantization_config"] = quantization
+    quantization = get_quantization_config(model)
+    settled = {} if quantization is None else {"quantization_config": quantization}
     if isinstance(training.model_init_kwargs, dict):
-        kwargs |= training.model_init_kwargs
+        settled |= training.model_init_kwargs
     training.model_init_kwargs = None
-    return load(AutoModelForCausalLM, name, **kwargs)
+    named = {each: getattr(model, each) for each in ("attn_implementation", "dtype")}
+    remote = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
+    return load(AutoModelForCausalLM, name, **{**named, **remote, **settled})
 
 
 def _checkpoint(given: Any, output: Path) -> str | bool | None:
@@ -382,7 +378,7 @@ def _safety_tokens(
     return found
 
 
-def _fingerprint(settings: Settings, plain: dict[str, Any]) -> str:
+def _fingerprint(settings: Settings, plain: Mapping[str, Any]) -> str:
     """What makes a run the same run: its data, and the settings that steer the training."""
     steering = {name: value for name, value in plain.items() if not is_idle(name)}
     name = settings.script.dataset_name

@@ -73,9 +73,9 @@ class Settings(NamedTuple):
     given: frozenset[str]
     """Names that were given, not left at their default."""
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Mapping[str, Any]:
         """All settings as plain values; secrets stay out."""
-        found: dict[str, Any] = {}
+        found = {}
         for each in (self.script, self.training, self.model, self.mixture, self.method):
             values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
             found |= {
