@@ -11,6 +11,7 @@ import time
 
 import pytest
 import yaml
+from filelock import FileLock
 from helpers import refused, runner
 
 from moorline import embedded
@@ -288,6 +289,12 @@ def test_what_does_not_fit_is_refused_before_any_cell(tmp_path):
     (tmp_path / "file").write_text("")
     refused(compare(few, tmp_path / "file"), "`output`", "is a file")
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_two_comparisons_do_not_share_a_folder(plan, tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        refused(compare(plan, tmp_path), "another comparison runs in it")
+    assert not (tmp_path / "suites").exists()
 
 
 def test_ray_that_is_not_there_is_said_so(monkeypatch):
