@@ -98,7 +98,7 @@ def test_every_cell_leaves_its_numbers_and_the_tables_show_them(whole):
     assert found.witnesses[0].why_not is None
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(line.startswith("str, weight 10") for line in lines)
+    assert any(line.startswith("  weight 10 ") for line in lines)
     assert "[3/3] tiny, plans, str weight 10, seed 0:" in result.stderr
     assert "left" in result.stderr
     assert (output / "tables.md").read_text().count("| plain |") == 1
