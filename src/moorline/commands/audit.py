@@ -33,6 +33,7 @@ from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
 from ..provenance import write_json
 from ..tables import rows_of
+from .anchors_file import check_apart
 from .lineage import TOKENS, lineage_of
 
 BACKENDS = ("transformers", "vllm")
@@ -113,6 +114,7 @@ def run_audit(
     _check_words(gates, gate_on, backend, lm_eval)
     found = [each for source in suites for each in _suites(source)] or _default(model)
     resolved(settings, found).judging()
+    check_apart(model if adapter is None else adapter, found)
     source = _source(model, adapter)
     rows = _held_out(held_out, _check(source, loading))
     if with_drift:
