@@ -1,14 +1,15 @@
-"""What mining costs beside the way it was first written: every template read whole after a prompt.
+"""What mining costs beside the way of the first release: every template read whole after a prompt.
 
     python benchmarks/mining.py --json out.json                          # about 10 minutes
     python benchmarks/mining.py --preset half-billion --json out.json    # about an hour
 
-Llama-shaped models with random weights (cost does not depend on values) and a byte-level tokenizer
-made here. The two ways are timed in one process and one thread, in turns (A B, B A, ...), and a row
-has the ratio of each pair. Seconds are the processor's own: what else the machine does does not
-count. `reading` is the reading of the templates alone; `mine` is the whole of
-`mine_safety_tokens`, with the answers to harmless prompts, which are the same work in both. Both
-ways must find the same tokens, with scores that differ by less than 1e-5.
+Llama-shaped models with random weights (cost does not depend on values; but no answer ends before
+its 64 tokens, which is the dearest case) and a byte-level tokenizer made here. The two ways are
+timed in one process and one thread, in turns (A B, B A, ...), and a row has the ratio of each pair.
+Seconds are the processor's own: what else the machine does does not count. `reading` is the reading
+of the templates, `answering` the answers to harmless prompts, `mine` the whole of
+`mine_safety_tokens`. Both ways must find the same tokens, with scores that differ by less than
+1e-5. The first way is that of commit 054ba70, to its rendering and its call of `generate`.
 """
 
 import argparse
@@ -24,10 +25,10 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from moorline.chat.chat_model import in_batches, left_padded
 from moorline.method import mining
-from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
-from moorline.method.template_nats import answer_nats
-from moorline.method.templates import REJECTION_TEMPLATES
+from moorline.method.reading import Answered, Reader
+from moorline.method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS, REJECTION_TEMPLATES
 from moorline.provenance import machine, now, versions, write_json
 
 SYSTEM = "You are a helpful assistant. Answer in plain words, and say so where you do not know."
@@ -94,59 +95,101 @@ def build(shape: Shape):
     return LlamaForCausalLM(config).eval(), tokenizer
 
 
-def baseline(chat, prompts, *, batch_size=32, progress=None):
-    """The first way: each template after each prompt as a whole row, through the whole head."""
-    rows = [
-        (number, index, [*asked.context, *answer], len(asked.context))
-        for index in range(len(prompts[0].answers))
-        for number, asked in enumerate(prompts)
-        for answer in [asked.answers[index]]
-    ]
-    found = [[[] for _ in asked.answers] for asked in prompts]
-    for first in range(0, len(rows), batch_size):
-        batch = rows[first : first + batch_size]
-        longest = max(len(ids) for _, _, ids, _ in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, (_, _, tokens, _) in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            mask[row, : len(tokens)] = 1
-        with chat.evaluating() as model:
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        for row, (number, index, tokens, begin) in enumerate(batch):
-            nats = logits[row, begin - 1 : len(tokens) - 1].float().log_softmax(dim=-1)
-            answer = torch.tensor(tokens[begin:])
-            found[number][index] = nats.gather(1, answer[:, None])[:, 0].tolist()
-    if progress is not None:
+class First:
+    """The first way to read and to answer: whole rows through the whole head, one cache regrown."""
+
+    batch_size = 32
+
+    def __init__(self, chat, prompts):
+        self.chat, self.prompts = chat, prompts
+
+    def nats(self, *, batch_size, progress):
+        """Each template after each prompt as a row of its own."""
+        prompts = self.prompts
+        rows = [
+            (number, index, [*asked.context, *answer], len(asked.context))
+            for index in range(len(prompts[0].answers))
+            for number, asked in enumerate(prompts)
+            for answer in [asked.answers[index]]
+        ]
+        found = [[[] for _ in asked.answers] for asked in prompts]
+        for first in range(0, len(rows), self.batch_size):
+            batch = rows[first : first + self.batch_size]
+            longest = max(len(ids) for _, _, ids, _ in batch)
+            ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for row, (_, _, tokens, _) in enumerate(batch):
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+                mask[row, : len(tokens)] = 1
+            with torch.no_grad():
+                logits = self.chat.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for row, (number, index, tokens, begin) in enumerate(batch):
+                nats = logits[row, begin - 1 : len(tokens) - 1].float().log_softmax(dim=-1)
+                answer = torch.tensor(tokens[begin:])
+                found[number][index] = nats.gather(1, answer[:, None])[:, 0].tolist()
         progress(len(prompts))
-    return found
-
-
-class Timed:
-    """A way of reading that notes how long it took."""
-
-    def __init__(self, read):
-        self.read = read
-        self.seconds = 0.0
-
-    def __call__(self, chat, prompts, **settings):
-        """What the way gives."""
-        begun = time.process_time()
-        found = self.read(chat, prompts, **settings)
-        self.seconds = time.process_time() - begun
         return found
 
+    def greedy(self, rows, *, max_new_tokens, batch_size, progress):
+        """`generate` as it is, on rows padded on the left."""
+        answers = [[] for _ in rows]
+        for batch in in_batches(rows, self.batch_size):
+            ids, mask = left_padded([rows[index] for index in batch], self.chat.padding)
+            with torch.inference_mode():
+                written = self.chat.model.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens,
+                    do_sample=False, temperature=None, repetition_penalty=1.0, min_p=None,
+                    top_p=None, top_k=None, pad_token_id=self.chat.padding,
+                )  # fmt: skip
+            for index, tokens in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
+                answers[index] = tokens
+            progress(len(batch))
+        return answers
 
-def mined(model, tokenizer, read):
-    """What is mined by a way, and the seconds of the reading and of the whole."""
-    timed = Timed(read)
-    mining.answer_nats = timed
+
+def asked_first(chat, prompts, templates):
+    """The first way to render: each prompt once for each template, and nothing left out."""
+    begun = [(Answered(chat.render(prompt), []), []) for prompt in prompts]
+    for template in templates:
+        answer = chat.tokenizer(template, add_special_tokens=False).input_ids
+        for prompt, (asked, openings) in zip(prompts, begun, strict=True):
+            assert chat.render(prompt) == asked.context
+            asked.answers.append(answer)
+            openings.append(mining.opening_length(chat.tokenizer, template, answer))
+    return [asked for asked, _ in begun], [openings for _, openings in begun]
+
+
+WAYS = {"new": (Reader, mining._asked), "old": (First, asked_first)}
+
+
+def timed(call, seconds, name):
+    """A call that adds the time it takes to what is named."""
+
+    def measured(*words, **settings):
+        begun = time.process_time()
+        found = call(*words, **settings)
+        seconds[name] += time.process_time() - begun
+        return found
+
+    return measured
+
+
+def mined(model, tokenizer, way):
+    """What is mined by a way, and the seconds of its parts and of the whole."""
+    reader, mining._asked = WAYS[way]
+    seconds = {"reading": 0.0, "answering": 0.0}
+
+    def read(chat, asked):
+        made = timed(reader, seconds, "reading")(chat, asked)
+        made.nats = timed(made.nats, seconds, "reading")
+        made.greedy = timed(made.greedy, seconds, "answering")
+        return made
+
+    mining.Reader = read
     begun = time.process_time()
     # A random model refuses nothing: what is measured is the cost.
     tokens = mining.mine_safety_tokens(model, tokenizer, min_mass=0.0, min_score=0.0)
-    seconds = time.process_time() - begun
-    mining.answer_nats = answer_nats
-    return tokens, {"reading": timed.seconds, "mine": seconds}
+    return tokens, {**seconds, "mine": time.process_time() - begun}
 
 
 def check_same(new, old) -> float:
@@ -162,16 +205,15 @@ def measure(preset: str, path: Path | None) -> None:
     """Time both ways in pairs and write the ratios."""
     shape = PRESETS[preset]
     model, tokenizer = build(shape)
-    ways = {"new": answer_nats, "old": baseline}
     pairs, difference = [], 0.0
     for number in range(shape.pairs):
         order = ("new", "old") if number % 2 == 0 else ("old", "new")
-        done = {name: mined(model, tokenizer, ways[name]) for name in order}
+        done = {name: mined(model, tokenizer, name) for name in order}
         difference = max(difference, check_same(done["new"][0], done["old"][0]))
-        pairs.append({name: done[name][1] for name in ways})
+        pairs.append({name: done[name][1] for name in WAYS})
         print(json.dumps(pairs[-1]), flush=True)
     rows = []
-    for what in ("reading", "mine"):
+    for what in ("reading", "answering", "mine"):
         ratios = sorted(pair["old"][what] / pair["new"][what] for pair in pairs)
         rows.append({
             "name": what, "times_faster": statistics.median(ratios),

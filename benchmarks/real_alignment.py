@@ -22,7 +22,7 @@ from moorline.audit.judges import judge
 from moorline.audit.suites import builtin_suites
 from moorline.chat.chat_model import ChatModel, in_batches
 from moorline.chat.loading import load_chat_model
-from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
+from moorline.method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from moorline.provenance import machine, now, sha256_of, versions, write_json
 
 ALPACA, ALPACA_SHARE = "alpaca", 0.6

@@ -71,13 +71,14 @@ def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool =
         return _adapter(kind, others).validate_json(text.encode(errors="replace"))[0]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    field = repr(_field(first["loc"][1:], value))
+    field, within = repr(_field(first["loc"][1:], value)), len(first["loc"]) > 1
     there = json.dumps(first["input"], default=str)[:60]
     words = f"{field} holds {there}, {first['msg']}".replace("Input should", "must")
     own = {
         "missing": f"lacks {field}",
         "unexpected_keyword_argument": f"has an unknown field {field}",
-        "value_error": str(first.get("ctx", {}).get("error")).rstrip("."),  # of the class itself
+        # of the class itself
+        "value_error": f"{field}: " * within + str(first.get("ctx", {}).get("error")).rstrip("."),
     }
     raise InputError(f"{place}: {own.get(first['type'], words)}. {remedy}")
 

@@ -19,7 +19,7 @@ from moorline.audit.suites import (
     read_suites,
 )
 from moorline.errors import InputError, PrerequisiteError
-from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
+from moorline.method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from moorline.provenance import fingerprint
 
 PUBLIC = Path(__file__).parents[2].parent / "shared" / "data" / "harmful_prompts"

@@ -19,7 +19,7 @@ from moorline.baselines.states import Reader
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.loading import load_chat_model
 from moorline.embedded import aligned_path, base_path
-from moorline.method.mining_prompts import MINING_PROMPTS
+from moorline.method.templates import MINING_PROMPTS
 
 SHAPES = {
     "messages": lambda p, c: {"messages": [{"role": "user", "content": p},

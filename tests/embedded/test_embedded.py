@@ -10,7 +10,7 @@ from moorline import InputError, embedded
 from moorline.audit import AuditSettings, audit
 from moorline.chat.chat_model import ChatModel
 from moorline.embedded import recipe, world
-from moorline.method.mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
+from moorline.method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from moorline.provenance import fingerprint, sha256_of
 
 

@@ -19,10 +19,8 @@ from transformers import (
 
 from moorline import InputError, embedded, mine_safety_tokens
 from moorline.chat.chat_model import ChatModel
-from moorline.method import template_nats
-from moorline.method.mining_prompts import MINING_PROMPTS
-from moorline.method.template_nats import Answered, answer_nats
-from moorline.method.templates import REJECTION_TEMPLATES, opener_ids
+from moorline.method.reading import Answered, Reader
+from moorline.method.templates import MINING_PROMPTS, REJECTION_TEMPLATES, opener_ids
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +191,10 @@ def test_answers_read_as_one_tree_have_the_nats_of_whole_rows(tokenizer, shape, 
         Answered(ids(num), [[*begin, 9], ids(1), [*begin, 9, 8, 7, 6, 5], [*begin, 4], ids(7)])
         for num in (20, 9)
     ]
-    assert template_nats._reads_trees(chat, asked) == reads_trees
+    assert Reader(chat, asked).shares == reads_trees
     done = []
-    found = answer_nats(chat, asked, batch_size=3, progress=done.append)
-    assert answer_nats(chat, asked) == [
+    found = Reader(chat, asked).nats(batch_size=3, progress=done.append)
+    assert Reader(chat, asked).nats() == [
         [pytest.approx(each, abs=1e-4) for each in of_prompt] for of_prompt in found
     ]
     assert done == [1, 1]
@@ -209,6 +207,31 @@ def test_answers_read_as_one_tree_have_the_nats_of_whole_rows(tokenizer, shape, 
             begin = len(each.context) - 1
             expected = [whole[begin + n, token].item() for n, token in enumerate(answer)]
             assert nats == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_greedy_answers_are_those_of_each_prompt_alone(tokenizer, shape):
+    """Rows are padded behind what they share, and leave the batch as they end."""
+    kind, values, _ = SHAPES[shape]
+    config = kind(**values, initializer_range=0.3, bos_token_id=None, eos_token_id=1)
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(1)
+    shared = torch.randint(5, 300, (12,), generator=generator).tolist()
+    rows = [
+        [*shared, *torch.randint(5, 300, (num,), generator=generator).tolist()]
+        for num in (9, 4, 4, 1)
+    ]
+    chat = ChatModel(model, tokenizer)
+    alone = [list(chat.generate([row], max_new_tokens=12)[0].ids) for row in rows]
+    # Two of the tokens that come up end an answer, at different steps.
+    model.generation_config.eos_token_id = [alone[0][3], alone[1][7]]
+    ended = [list(chat.generate([row], max_new_tokens=12)[0].ids) for row in rows]
+    assert len({len(each) for each in ended}) > 1
+    reader = Reader(chat, [Answered(row, [[5, 6], [7]]) for row in rows])
+    done = []
+    assert reader.greedy(rows, max_new_tokens=12, progress=done.append) == ended
+    assert reader.greedy(rows, max_new_tokens=12, batch_size=3) == ended
+    assert sum(done) == len(rows)
 
 
 def test_progress_is_told_from_the_first_moment(aligned):

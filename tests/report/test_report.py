@@ -23,8 +23,8 @@ from moorline.commands.cli import app
 from moorline.errors import InputError
 from moorline.report import Report, report, write_card
 from moorline.report.figures import draw
-from moorline.report.page import Content, render
-from moorline.report.rows import Run, Step, Token
+from moorline.report.page import render
+from moorline.report.rows import Origin, Run, Step, Token
 from moorline.report.runs import read_runs, shown, told_apart
 from moorline.report.verdict import findings, verdict
 from moorline.trainer import make_parser
@@ -105,9 +105,9 @@ class Page(HTMLParser):
 
 
 def page_of(runs, drawings=()):
-    content = Content(title="a title", verdict=verdict(runs), findings=findings(runs), runs=runs,
-                      drawings=drawings)  # fmt: skip
-    return render(content)
+    made = Report(title="a title", verdict=tuple(verdict(runs)), findings=tuple(findings(runs)),
+                  runs=tuple(runs))  # fmt: skip
+    return render(made, drawings)
 
 
 def three_runs(answer="plain answer", **words):
@@ -301,6 +301,7 @@ def test_words_of_settings_tokens_and_names_are_escaped():
     run = run_of(
         name,
         answers=answers_of("plain"),
+        audit=Origin(model=bad),
         provenance={"audit": {"model": bad, "machine": {"system": bad}}},
         safety_tokens=(Token(id=1, string=bad, score=0.5),),
     )
@@ -652,7 +653,8 @@ def test_a_folder_is_read_whole(tmp_path):
     assert run.provenance["audit"]["seed"] == 0
     assert run.provenance["tuning"]["settings"]["str_weight"] == 10.0
     assert "suites" not in run.provenance["audit"]
-    assert [run.kinds()[each.suite] for each in run.answers[::3]] == ["harmful", "harmless", "task"]
+    kinds = {each.suite: each.kind for each in run.measurements}
+    assert [kinds[each.suite] for each in run.answers[::3]] == ["harmful", "harmless", "task"]
 
 
 def _split(parent):
@@ -720,23 +722,29 @@ def _first(whole, **changes):
     ("name", "change", "said"),
     [
         ("audit.json", lambda value: value.update(schema=1),
-         "schema 1, written by an earlier version; run the audit again"),
+         "schema 1, written by an earlier version. Run the audit again."),
         ("audit.json", lambda value: value.update(schema=3), "schema 3, written by another"),
         ("audit.json", lambda value: value.update(status="running"), "the audit has not finished"),
-        ("audit.json", lambda value: value.update(suites=3), "'suites' must be a list"),
-        ("audit.json", lambda value: value["suites"].append("x"), "suites 4: must be an object"),
+        ("audit.json", lambda value: value.update(suites=3), "'suites' holds 3, must be a"),
+        ("audit.json", lambda value: value["suites"].append("x"),
+         "'suites[3]' holds \"x\", must be an object"),
         ("audit.json", lambda value: value["measurements"][0].pop("value"),
-         "measurements 1: lacks 'value'"),
-        ("audit.json", lambda value: _first(value, value="1"), "'value' cannot be '1'"),
-        ("audit.json", lambda value: _first(value, value=math.nan), "holds nan, which is no"),
-        ("audit.json", lambda value: _first(value, value=7), "measurements 1: `value` must be"),
+         "lacks 'measurements[0].value'"),
+        ("audit.json", lambda value: _first(value, value="1"),
+         "'measurements[0].value' holds \"1\", must be a valid number"),
+        ("audit.json", lambda value: _first(value, value=math.nan), "holds NaN or Infinity, no"),
+        ("audit.json", lambda value: _first(value, value=7), "'measurements[0]': `value` must be"),
         ("audit.json", lambda value: _first(value, value=7, count=None), "between 0 and 1, got 7"),
         ("audit.json", lambda value: _first(value, count=201), "`count` must lie between 0 and"),
         ("audit.json", lambda value: _first(value, low=-3), "between 0 and 1"),
         ("audit.json", lambda value: value["gates"][0].update(requirement=3),
-         "gates 1: 'requirement' cannot be 3"),
-        ("drift.json", lambda value: value["tokens"][0].pop("drift"), "tokens 1: lacks 'drift'"),
-        ("run.json", lambda value: value.update(log=3), "'log' must be a list"),
+         "'gates[0].requirement' holds 3, must be a valid string"),
+        ("drift.json", lambda value: value["tokens"][0].pop("drift"), "lacks 'tokens[0].drift'"),
+        ("audit.json", lambda value: value.update(settings=3), "'settings' holds 3, must be"),
+        ("audit.json", lambda value: value["gates"][0].update(odd=1),
+         "has an unknown field 'gates[0].odd'"),
+        ("run.json", lambda value: value.update(log=3), "'log' holds 3, must be a"),
+        ("run.json", lambda value: value["log"][0].update(step="1"), "log 1: 'step' holds \"1\""),
         ("safety_tokens.json", lambda value: value["scores"].pop(), "one string and one score"),
     ],
 )  # fmt: skip
@@ -752,7 +760,7 @@ def test_a_damaged_answer_is_refused_by_its_line(tmp_path):
     folder = write_run(tmp_path / "held")
     with (folder / "answers.jsonl").open("a") as stream:
         stream.write('{"suite": "attacks", "id": "7"}\n')
-    with pytest.raises(InputError, match=r"answers.jsonl, line 10: no field 'condition'"):
+    with pytest.raises(InputError, match=r"answers.jsonl, line 10: lacks 'condition'"):
         read_runs([folder])
 
 

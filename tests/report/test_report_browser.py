@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 from helpers import write_run, write_three
 
-from moorline.report import report
-from moorline.report.page import Content, render
+from moorline.report import Report, report
+from moorline.report.page import render
 from moorline.report.runs import read_runs, shown
 from moorline.report.verdict import findings, verdict
 
@@ -295,9 +295,9 @@ def test_hostile_words_are_shown_harmless(name, open_page, tmp_path):
         words = {"answer": answer, "prompt": answer, "names": answer, "against": answer}
         folder = write_run(tmp_path / path.stem, **words)
         runs = read_runs([folder])
-        content = Content(title=answer, verdict=verdict(runs), findings=findings(runs), runs=runs)
-        html = render(content)
-        path.write_text(html, encoding="utf-8")
+        made = Report(title=answer, verdict=tuple(verdict(runs)), findings=tuple(findings(runs)),
+                      runs=tuple(runs))  # fmt: skip
+        path.write_text(render(made), encoding="utf-8")
     # Without the page's own policy, so that nothing but the escaping protects.
     opened = open_page(hostile, width=390, bypass_csp=True)
     opened.page.click("#answers-show")

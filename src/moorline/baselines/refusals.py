@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ..audit.judges.keywords import KeywordJudge
 from ..chat.conversation import conversation_of
 from ..errors import InputError
-from ..method.mining_prompts import MINING_PROMPTS
+from ..method.templates import MINING_PROMPTS
 from ..tables import rows_of
 from .peer import Materials
 

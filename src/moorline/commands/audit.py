@@ -1,8 +1,9 @@
 """`moorline audit` as one call: load, ask, judge, measure, compare, write."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from ..method.templates import opener_ids
 from ..provenance import write_json
 from ..tables import rows_of
 from .anchors_file import check_apart
+from .audit_options import Asked
 from .lineage import TOKENS, lineage_of
 
 BACKENDS = ("transformers", "vllm")
@@ -65,41 +67,15 @@ class _Source(NamedTuple):
     """The folder of the adapter where a tokenizer was saved in it: the one it was trained with."""
 
 
-def run_audit(
-    model: str,
-    output: str | Path,
-    settings: AuditSettings,
-    *,
-    adapter: str | Path | None = None,
-    against: str | None = None,
-    suites: Sequence[str] = (),
-    backend: str = "transformers",
-    held_out: str | Path | None = None,
-    with_drift: bool = False,
-    lm_eval: Sequence[str] = (),
-    gates: Sequence[str] = (),
-    gate_on: str = "interval",
-    loading: Loading | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+def run_audit(asked: Asked, *, progress: Progress | None = None) -> dict[str, Any]:
     """Audit a model and write `audit.json` and `answers.jsonl`; resumes where a run was stopped.
 
+    The answers of `against` go into a folder in `output`. By default the embedded models are asked
+    the embedded suites, and others the built-in ones. `drift.json` holds the drift on the held-out
+    rows, and the refusal mass along the checkpoints. The revision is that of `model` alone.
+
     Args:
-        model: Folder or hub id, or the output folder of `moorline tune`.
-        output: Folder for the files; the answers of `against` go into a folder in it.
-        settings: How to ask and judge.
-        adapter: Folder of a PEFT adapter.
-        against: Folder or hub id of a model to compare with, asked the same prompts.
-        suites: What to ask, each as `read_suites` takes it, or "embedded", or "embedded:TASK". By
-            default the embedded suites for the embedded models, and the built-in ones for others.
-        backend: What answers, one of `BACKENDS`.
-        held_out: File of rows to measure perplexity on.
-        with_drift: Whether to write `drift.json` too: the drift on the held-out rows, and the
-            refusal mass along the checkpoints. `model` is then what `moorline tune` left.
-        lm_eval: Tasks of lm-eval to run.
-        gates: Requirements, such as "attack_success_rate<=0.05".
-        gate_on: What gates read: "interval" or "rate".
-        loading: How to load the models; the revision is that of `model` alone.
+        asked: What to ask of which model, and where the files go.
         progress: Called as work gets done.
 
     Returns:
@@ -109,87 +85,84 @@ def run_audit(
         InputError: If an argument does not fit, before any answer is generated.
         PrerequisiteError: If a model, a set or a package is missing.
     """
-    began = time.monotonic()
-    loading, output, say = loading or Loading(), Path(output), progress or (lambda *_: None)
-    _check_words(gates, gate_on, backend, lm_eval)
-    found = [each for source in suites for each in _suites(source)] or _default(model)
-    resolved(settings, found).judging()
-    check_apart(model if adapter is None else adapter, found)
-    source = _source(model, adapter)
-    rows = _held_out(held_out, _check(source, loading))
-    if with_drift:
-        _check_drift(model, rows)
-    # The revision is that of the model, not of the one beside it.
-    other, of_other = against and _source(against, None), loading._replace(revision=None)
-    if other:
+    began, say, output = time.monotonic(), progress or (lambda *_: None), asked.output
+    settings, loading = _settings(asked), _loading(asked)
+    _check_words(asked)
+    suites = [each for source in asked.suite or () for each in _suites(source)]
+    suites = suites or _default(asked.model)
+    resolved(settings, suites).judging()
+    check_apart(asked.adapter or asked.model, suites)
+    source, other = _source(asked.model, asked.adapter), None
+    rows = _held_out(asked.held_out, _check(source, loading))
+    if asked.drift and not (rows and (Path(asked.model) / TOKENS).is_file()):
+        raise InputError(
+            f"`drift` needs `held_out` rows, and a model that `moorline tune` left; {asked.model} "
+            f"has no {TOKENS}, or `held_out` is missing. Give both."
+        )
+    of_other = loading._replace(revision=None)
+    if asked.against:
+        other = _source(asked.against, None)
         _check(other, of_other)
     check_folder(output)
 
+    def answered(chat: ChatModel, of: _Source, adapter: Path | None, folder: Path) -> Audit:
+        return audit(
+            chat, suites, settings, name=of.name, adapter=adapter and str(adapter), folder=folder,
+            engine=VLLM(of.model, of.adapter) if asked.backend == "vllm" else None,
+            progress=partial(say, f"audit {Path(of.name).name}"),
+        )  # fmt: skip
+
     chat = _loaded(source, loading, say)
-    path = None if adapter is None else str(adapter)
-    result = _asked(chat, source, path, found, settings, backend, output, say)
-    result = replace(result, others=(*result.others, *_tasks(chat, lm_eval)))
+    result = answered(chat, source, asked.adapter, output)
+    others = [*result.others, *_tasks(chat, asked.lm_eval or ())]
     if rows:
-        measured = _perplexity(chat, rows, Path(str(held_out)).name, settings.seed)
-        result = replace(result, others=(*result.others, measured))
-    if with_drift:
-        write_json(output / "drift.json", _drift(model, chat, rows, found))
+        others.append(_perplexity(chat, rows, Path(str(asked.held_out)).name, settings.seed))
+    result = replace(result, others=tuple(others))
+    if asked.drift:
+        write_json(output / "drift.json", _drift(asked.model, chat, rows, suites))
     comparisons = ()
     if other:
         del chat  # its memory is the other model's
-        chat = _loaded(other, of_other, say)
-        beside = _asked(chat, other, None, found, settings, backend, output / "against", say)
+        beside = answered(_loaded(other, of_other, say), other, None, output / "against")
         beside.save(output / "against", loading=of_other._asdict())
         comparisons = compare(beside, result)
     return result.save(
         output, comparisons=comparisons, loading=loading._asdict(),
-        gates=check_gates(gates, result.measurements, on=gate_on),
+        gates=check_gates(asked.require or (), result.measurements, on=asked.gate_on),
         seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
 
 
-def _check_words(gates: Sequence[str], gate_on: str, backend: str, lm_eval: Sequence[str]) -> None:
+def _settings(asked: Asked) -> AuditSettings:
+    names = {each.name for each in fields(AuditSettings)} & {each.name for each in fields(Asked)}
+    return AuditSettings(
+        judges=asked.judge or ("keywords",),
+        conditions=asked.condition or ("plain",),
+        **{name: getattr(asked, name) for name in names},
+    )
+
+
+def _loading(asked: Asked) -> Loading:
+    given = {name: getattr(asked, name) for name in Loading._fields if name != "quantization"}
+    return Loading(**given, quantization="4bit" if asked.load_in_4bit else None)
+
+
+def _check_words(asked: Asked) -> None:
     """Refuse what can be told wrong before anything is read."""
-    for gate in gates:
-        parse_gate(gate, gate_on)
-    if backend not in BACKENDS:
-        raise unknown_choice("backend", backend, BACKENDS)
-    if lm_eval:
-        check_tasks(lm_eval)
+    for gate in asked.require or ():
+        parse_gate(gate, asked.gate_on)
+    if asked.backend not in BACKENDS:
+        raise unknown_choice("backend", asked.backend, BACKENDS)
+    if asked.lm_eval:
+        check_tasks(asked.lm_eval)
 
 
-def _check_drift(model: str, rows: Sequence[Any]) -> None:
-    if not (rows and (Path(model) / TOKENS).is_file()):
-        raise InputError(
-            f"`drift` needs `held_out` rows, and a model that `moorline tune` left; {model} has no "
-            f"{TOKENS}, or `held_out` is missing. Give both."
-        )
-
-
-def _held_out(path: str | Path | None, tokenizer: Any) -> list[dict[str, Any]]:
+def _held_out(path: Path | None, tokenizer: Any) -> Sequence[Mapping[str, Any]]:
     """The rows to measure perplexity on, each of a shape that can be read."""
     rows = [] if path is None else [row.values for row in rows_of(path)]
     for number, row in enumerate(rows, start=1):
         labelled(tokenizer, row, f"{path}, row {number}", None)
     return rows
-
-
-def _asked(
-    chat: ChatModel,
-    source: _Source,
-    adapter: str | None,
-    suites: Sequence[Suite],
-    settings: AuditSettings,
-    backend: str,
-    folder: Path,
-    say: Progress,
-) -> Audit:
-    label = f"audit {Path(source.name).name}"
-    return audit(
-        chat, suites, settings, name=source.name, adapter=adapter, folder=folder,
-        engine=VLLM(source.model, source.adapter) if backend == "vllm" else None,
-        progress=lambda done, total: say(label, done, total),
-    )  # fmt: skip
 
 
 def _source(name: str, adapter: str | Path | None) -> _Source:

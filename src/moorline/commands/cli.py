@@ -8,13 +8,15 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import MoorlineError
-from . import audit_options as options
+from .audit_options import Asked
 
 app = typer.Typer(
     name="moorline",
@@ -101,6 +103,23 @@ def _bars(show: bool) -> Iterator[Any]:
 
     with bars:
         yield say
+
+
+def _options_of(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function that takes a dataclass: the fields are its options."""
+
+    def decorate(run: Callable[..., None]) -> Callable[..., None]:
+        @wraps(run)
+        def command(as_json: bool, **given: Any) -> None:
+            run(kind(**given), as_json)
+
+        last = Parameter("as_json", Parameter.KEYWORD_ONLY, annotation=_Json, default=False)
+        parameters = [*signature(kind).parameters.values(), last]
+        command.__signature__ = Signature(parameters)
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return decorate
 
 
 @app.command()
@@ -199,68 +218,27 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
 
 
 @app.command()
-def audit(
-    model: options.Model,
-    suite: options.Suites = None,
-    adapter: options.Adapter = None,
-    against: options.Against = None,
-    output: options.Output = Path("moorline-audit"),
-    judge: options.Judges = None,
-    condition: options.Conditions = None,
-    metric: options.TaskMetric = "exact_match",
-    held_out: options.HeldOut = None,
-    drift: options.Drift = False,
-    lm_eval: options.LmEval = None,
-    require: options.Require = None,
-    gate_on: options.GateOn = "interval",
-    by_category: options.ByCategory = False,
-    limit: options.Limit = None,
-    backend: options.Backend = "transformers",
-    max_new_tokens: options.MaxNewTokens = 128,
-    batch_size: options.BatchSize = 32,
-    system_prompt: options.SystemPrompt = None,
-    thinking: options.Thinking = "model",
-    dtype: options.Dtype = None,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    device_map: options.DeviceMap = None,
-    load_in_4bit: options.LoadIn4Bit = False,
-    seed: options.Seed = 0,
-    as_json: _Json = False,
-) -> None:
+@_options_of(Asked)
+def audit(asked: Asked, as_json: bool) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with _command(as_json=as_json) as print_json:
-        print(f"Auditing {model}; loading the libraries ...", file=sys.stderr, flush=True)
+        print(f"Auditing {asked.model}; loading the libraries ...", file=sys.stderr, flush=True)
         from transformers.utils import logging as transformers_logging
 
-        from ..audit import AuditSettings
-        from .audit import Loading, run_audit
+        from .audit import run_audit
         from .audit_screen import audit_lines
 
         transformers_logging.disable_progress_bar()
-        settings = AuditSettings(
-            judges=judge or ("keywords",), conditions=condition or ("plain",), metric=metric,
-            max_new_tokens=max_new_tokens, batch_size=batch_size, system_prompt=system_prompt,
-            thinking=thinking, limit=limit, by_category=by_category, seed=seed,
-        )  # fmt: skip
-        loading = Loading(
-            dtype, revision, trust_remote_code, device_map, "4bit" if load_in_4bit else None
-        )
         try:
             with _bars(show=True) as say:
-                found = run_audit(
-                    model, output, settings, adapter=adapter, against=against, suites=suite or (),
-                    backend=backend, held_out=held_out, with_drift=drift, lm_eval=lm_eval or (),
-                    gates=require or (), gate_on=gate_on, loading=loading, progress=say,
-                )  # fmt: skip
+                found = run_audit(asked, progress=say)
         except KeyboardInterrupt:
-            _print_stopped(output)
+            _print_stopped(asked.output)
             raise typer.Exit(130) from None
         if as_json:
             print_json(found)
         else:
-            for line in audit_lines(found, output):
-                print(line)
+            print(*audit_lines(found, asked.output), sep="\n")
         if not all(gate["passed"] for gate in found["gates"]):
             raise typer.Exit(3)
 

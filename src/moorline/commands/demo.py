@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import embedded
-from ..audit import AuditSettings
 from ..chat.loading import load_chat_model
 from ..errors import InputError
 from ..method.mining import mine_safety_tokens
@@ -18,6 +17,7 @@ from ..provenance import as_json, write_json, write_text
 from ..report import Report, report
 from ..trainer import STRConfig
 from .audit import run_audit
+from .audit_options import Asked
 from .library_messages import quiet
 from .tune import tune
 
@@ -121,12 +121,12 @@ def demo(
         for words in (plain, held):
             tune(words[1:])
         for name, words in zip(MODELS, audits, strict=True):
-            run_audit(
-                words[1], output / name,
-                AuditSettings(max_new_tokens=48, batch_size=64, seed=asked.seed),
-                suites=[f"embedded:{asked.task}"], progress=say,
+            audited = Asked(
+                model=words[1], output=output / name, suite=[f"embedded:{asked.task}"],
                 against=None if name == "aligned" else mine[1],
+                max_new_tokens=48, batch_size=64, seed=asked.seed,
             )  # fmt: skip
+            run_audit(audited, progress=say)
     seconds = round(time.monotonic() - began, 1)
     write_json(output / _RECORD, {"schema": 2, **asdict(asked), "seconds": seconds})
     return report(

@@ -111,9 +111,11 @@ def check_same_base(
     Raises:
         InputError: If the model without its adapters says something else.
     """
+    if before is None:
+        return
     with adapters_off(adapter_layers(model), frozen_beneath(model)):
-        now = None if before is None else capture.probe(model, ids)
-    if now is None or before is None:
+        now = capture.probe(model, ids)
+    if now is None:
         return
     moved = (now.logits - before.logits).abs().max().item()
     if not moved <= max(before.allowed, now.allowed):

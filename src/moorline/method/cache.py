@@ -8,16 +8,18 @@ makes one.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from .. import records
 from ..errors import InputError
-from ..provenance import read_json, sha256_of
+from ..provenance import fingerprint, sha256_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,7 +31,10 @@ COLUMN = "str_reference_logits"
 """What carries z0 in a batch, from the data collator to the regularizer."""
 
 MANIFEST = "cache.json"
-"""The file that says what a cache was made from, and which shards it has."""
+"""The file of a cache's `Manifest`."""
+
+REMEDY = "Remove the folder, and the next run computes it again."
+"""What to do about a cache whose files are damaged."""
 
 KEYED = (
     "input_ids", "attention_mask", "labels", "seq_lengths", "position_ids", "completion_mask",
@@ -38,6 +43,63 @@ KEYED = (
 """The columns that a row is known by: what the model reads, and where the responses are."""
 Collate = Callable[[list[Any]], Any]
 """A data collator: examples to a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """What is known of one file of a cache; written beside it, and into the manifest in the end."""
+
+    sha256: str
+    belongs: str
+    """`content_of` the cache that it is a part of."""
+    num_rows: int
+    rounding: dict[str, float]
+    """What the cache's precision changed: max_abs, and sum_square over all safety logits."""
+
+    def check(self, path: Path) -> None:
+        """Refuse a shard that is not as it was written.
+
+        Raises:
+            InputError: If it is missing, cut short or edited; names it.
+        """
+        if not path.is_file() or sha256_of(path) != self.sha256:
+            raise InputError(
+                f"{path}: a file of the reference cache is missing, cut short or edited. {REMEDY}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a cache was made from, and which shards it has."""
+
+    SCHEMA: ClassVar[int] = 1
+
+    status: str
+    """begun or finished."""
+    parts: dict[str, str]
+    dtype: str
+    num_safety: int
+    num_rows: int
+    num_positions: int
+    bytes: int
+    at: str
+    shards: dict[str, Shard] = field(default_factory=dict)
+    rounding: dict[str, float] = field(default_factory=dict)
+    """What its precision changed: max_abs and mean_square."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read that of a folder.
+
+        Raises:
+            InputError: If it is missing or damaged.
+        """
+        return records.read(cls, folder / MANIFEST, "reference cache", remedy=REMEDY)
+
+
+def content_of(parts: Mapping[str, str], dtype: str) -> str:
+    """A fingerprint of what a cache is made from, and its precision."""
+    return fingerprint([*(f"{key}={parts[key]}" for key in sorted(parts)), dtype])
 
 
 def key_of(example: Mapping[str, Any]) -> bytes:
@@ -61,15 +123,13 @@ class Cache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        manifest = read_json(self.folder / MANIFEST, "reference cache")
-        if manifest.get("status") != "finished":
+        manifest = Manifest.load(self.folder)
+        if manifest.status != "finished":
             raise InputError(f"{self.folder}: the reference cache is not finished. Run it again.")
-        self.parts: dict[str, str] = manifest["parts"]
-        self.num_safety: int = manifest["num_safety"]
-        self.dtype: str = manifest["dtype"]
-        for name, shard in manifest["shards"].items():
-            check_shard(self.folder / name, shard)
-        self._values = _concatenated([self.folder / name for name in sorted(manifest["shards"])])
+        self.num_safety, self.dtype = manifest.num_safety, manifest.dtype
+        for name, shard in manifest.shards.items():
+            shard.check(self.folder / name)
+        self._values = _concatenated([self.folder / name for name in sorted(manifest.shards)])
         keys = np.array(self._values.column("key").to_pylist(), dtype="V16")
         self._order = np.argsort(keys)
         self._keys = keys[self._order]
@@ -156,19 +216,6 @@ class Cached:
                 "Use another `reference`."
             )
         return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
-def check_shard(path: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a shard that is not as it was written.
-
-    Raises:
-        InputError: If it is missing, cut short or edited; names it.
-    """
-    if not path.is_file() or sha256_of(path) != record["sha256"]:
-        raise InputError(
-            f"{path}: a file of the reference cache is missing, cut short or edited. Remove the "
-            "folder, and the next run computes it again."
-        )
 
 
 def _concatenated(paths: Sequence[Path]) -> Any:

@@ -10,17 +10,21 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
+from .. import records
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError, PrerequisiteError, unknown_choice
-from ..provenance import fingerprint, now, read_json, sha256_of, write_json
-from .cache import DTYPES, KEYED, MANIFEST, Cache, Collate, check_shard, key_of
+from ..provenance import now, sha256_of
+from . import cache
+from .cache import Cache, Collate, Manifest, Shard
 from .positions import PositionRule
 from .reference import Reference
 
@@ -50,7 +54,7 @@ class Plan(NamedTuple):
 
     def bytes(self, num_safety: int, dtype: str) -> int:
         """Size of the safety logits on disk."""
-        return int(self.num_positions.sum()) * num_safety * DTYPES[dtype].itemsize
+        return int(self.num_positions.sum()) * num_safety * cache.DTYPES[dtype].itemsize
 
 
 def why_not(dataset: Any, collate: Collate) -> str | None:
@@ -66,7 +70,7 @@ def why_not(dataset: Any, collate: Collate) -> str | None:
     other = sorted(
         name
         for name, value in batch.items()
-        if isinstance(value, Tensor) and name not in (*KEYED, *_FOLLOWS)
+        if isinstance(value, Tensor) and name not in (*cache.KEYED, *_FOLLOWS)
     )
     return f"a batch holds {other[0]!r}, which no row is known by" if other else None
 
@@ -82,7 +86,7 @@ def plan(dataset: Any, collate: Collate, rule: PositionRule) -> Plan:
     first: dict[bytes, tuple[int, int, int]] = {}
     for index in range(len(dataset)):
         example = dataset[index]
-        key = key_of(example)
+        key = cache.key_of(example)
         if key not in first:
             positions = rule(positions_of_batch(collate([example])))
             first[key] = (len(example["input_ids"]), index, int(positions.sum()))
@@ -118,6 +122,30 @@ class CacheJob(NamedTuple):
     wait: Callable[[], None] = lambda: None
 
 
+class _Work(NamedTuple):
+    """One pass: what it makes, where, and how."""
+
+    folder: Path
+    manifest: Manifest
+    planned: Plan
+    job: CacheJob
+
+    def shards(self) -> dict[str, tuple[int, int]]:
+        """The spans of rows that make a shard each, by file name: the same for the same plan."""
+        size = self.planned.num_positions * self.job.num_safety
+        spans, start, total = [], 0, 0
+        for index, each in enumerate((size * cache.DTYPES[self.manifest.dtype].itemsize).tolist()):
+            if index > start and (total + each > _SHARD_BYTES or index - start >= _SHARD_ROWS):
+                spans.append((start, index))
+                start, total = index, 0
+            total += each
+        spans.append((start, len(size)))
+        return {
+            f"shard-{number:05d}-of-{len(spans):05d}.arrow": span
+            for number, span in enumerate(spans)
+        }
+
+
 def build(
     folder: str | Path, parts: Mapping[str, str], planned: Plan, job: CacheJob, dtype: str
 ) -> Cache:
@@ -135,136 +163,116 @@ def build(
         InputError: If the folder holds a cache of something else, or a damaged file; says which.
         PrerequisiteError: If the disk is full. What was written before stays usable.
     """
-    if dtype not in DTYPES:
-        raise unknown_choice("`cache_dtype`", dtype, DTYPES)
+    if dtype not in cache.DTYPES:
+        raise unknown_choice("`cache_dtype`", dtype, cache.DTYPES)
     folder = Path(folder)
-    shards = _shards(planned, job.num_safety, dtype)
-    manifest = {
-        "schema": 1,
-        "status": "begun",
-        "parts": dict(parts),
-        "dtype": dtype,
-        "num_safety": job.num_safety,
-        "num_rows": len(planned.keys),
-        "num_positions": int(planned.num_positions.sum()),
-        "bytes": planned.bytes(job.num_safety, dtype),
-        "at": now(),
-    }
+    manifest = Manifest(
+        status="begun",
+        parts=dict(parts),
+        dtype=dtype,
+        num_safety=job.num_safety,
+        num_rows=len(planned.keys),
+        num_positions=int(planned.num_positions.sum()),
+        bytes=planned.bytes(job.num_safety, dtype),
+        at=now(),
+    )
     if job.process == 0:
         _claim(folder, manifest)
     job.wait()
-    if not (folder / MANIFEST).is_file():
+    if not (folder / cache.MANIFEST).is_file():
         raise PrerequisiteError(
             f"{folder}: the first process began a cache there, and this one does not see it. Set "
             "`cache_dir` to a folder that all processes share."
         )
-    if read_json(folder / MANIFEST, "reference cache").get("status") != "finished":
-        _write_missing(folder, manifest, planned, shards, job)
+    if Manifest.load(folder).status != "finished":
+        work = _Work(folder, manifest, planned, job)
+        _write_missing(work)
         job.wait()
         if job.process == 0:
-            _finish(folder, manifest, shards)
+            _finish(work)
         job.wait()
     return Cache(folder)
 
 
-def _write_missing(
-    folder: Path,
-    manifest: dict[str, Any],
-    planned: Plan,
-    shards: Mapping[str, tuple[int, int]],
-    job: CacheJob,
-) -> None:
+def _write_missing(work: _Work) -> None:
     """Compute this process's share of what is not there yet."""
+    folder, manifest, _, job = work
     missing = []
-    belongs = _belongs(manifest)
-    for number, (name, span) in enumerate(shards.items()):
-        record = folder / f"{name}.json"
-        if record.is_file():
-            found = read_json(record, "record of a shard")
-            if found.get("belongs") != belongs:
+    for number, (name, span) in enumerate(work.shards().items()):
+        if (folder / f"{name}.json").is_file():
+            found = _record(folder / name)
+            if found.belongs != cache.content_of(manifest.parts, manifest.dtype):
                 raise InputError(
                     f"{folder / name}: a shard of another cache (`cache_dir`), of other weights, "
                     "data or settings. Give another folder, or remove this one."
                 )
-            check_shard(folder / name, found)
+            found.check(folder / name)
         elif number % job.num_processes == job.process:
             missing.append((name, span))
     if missing:
-        _say_cost(folder, manifest, planned, missing, job)
+        _say_cost(work, sum(stop - start for _, (start, stop) in missing))
     for name, span in missing:
         try:
-            _write_shard(folder / name, planned, span, job, manifest)
+            _write_shard(folder / name, span, work)
         except OSError as error:
             raise PrerequisiteError(
                 f"{folder / name}: cannot be written ({error.strerror or error}). The cache needs "
-                f"{manifest['bytes'] / 1e9:.2f} GB; free room, or set `cache_dir` or "
+                f"{manifest.bytes / 1e9:.2f} GB; free room, or set `cache_dir` or "
                 "`cache_dtype`. What is there already stays, and the next run resumes from it."
             ) from error
 
 
-def _belongs(manifest: Mapping[str, Any]) -> str:
-    """A fingerprint of what a shard is made from, which its record carries."""
-    parts = manifest["parts"]
-    return fingerprint([*(f"{key}={parts[key]}" for key in sorted(parts)), manifest["dtype"]])
+def _record(path: Path) -> Shard:
+    """What is written beside a shard."""
+    return records.read(Shard, f"{path}.json", "record of a shard", remedy=cache.REMEDY)
 
 
-def _finish(folder: Path, manifest: dict[str, Any], shards: Mapping[str, tuple[int, int]]) -> None:
+def _finish(work: _Work) -> None:
     """Say in the manifest which shards there are, once all of them are."""
-    records = {}
-    for name in shards:
+    folder, manifest, *_ = work
+    shards = {}
+    for name in work.shards():
         if not (folder / f"{name}.json").is_file():
             raise PrerequisiteError(
                 f"{folder / name}: another process wrote it where this one cannot see it. Set "
                 "`cache_dir` to a folder that all processes share."
             )
-        records[name] = read_json(folder / f"{name}.json", "record of a shard")
-    errors = [record["rounding"] for record in records.values()]
-    num_values = max(1, manifest["num_positions"] * manifest["num_safety"])
+        shards[name] = _record(folder / name)
+    num_values = max(1, manifest.num_positions * manifest.num_safety)
+    roundings = [each.rounding for each in shards.values()]
     rounding = {
-        "max_abs": max((each["max_abs"] for each in errors), default=0.0),
-        "mean_square": sum(each["sum_square"] for each in errors) / num_values,
+        "max_abs": max(each["max_abs"] for each in roundings),
+        "mean_square": sum(each["sum_square"] for each in roundings) / num_values,
     }
-    finished = {"status": "finished", "at": now(), "shards": records, "rounding": rounding}
-    write_json(folder / MANIFEST, manifest | finished)
+    done = replace(manifest, status="finished", at=now(), shards=shards, rounding=rounding)
+    records.write(folder / cache.MANIFEST, done)
     _log.info(
         "Reference cache finished: %s; kept as %s, rounded by %.2g at most (mean square %.2g).",
-        folder, manifest["dtype"], rounding["max_abs"], rounding["mean_square"],
+        folder, manifest.dtype, rounding["max_abs"], rounding["mean_square"],
     )  # fmt: skip
 
 
-def _claim(folder: Path, manifest: dict[str, Any]) -> None:
+def _claim(folder: Path, manifest: Manifest) -> None:
     """Begin a cache in a folder, or refuse what is there by the first part that differs."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / cache.MANIFEST).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, manifest["bytes"])
-        write_json(folder / MANIFEST, manifest)
+        _check_room(folder, manifest.bytes)
+        records.write(folder / cache.MANIFEST, manifest)
         return
-    there = read_json(folder / MANIFEST, "reference cache")
-    wanted = {**manifest["parts"], "dtype": manifest["dtype"]}
-    found = {**there.get("parts", {}), "dtype": there.get("dtype")}
-    differ = sorted(
-        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
-    )
-    if differ:
+    there = Manifest.load(folder)
+    wanted = {**manifest.parts, "dtype": manifest.dtype}
+    found = {**there.parts, "dtype": there.dtype}
+    # By key and value: a part that only one of them has differs too.
+    if differ := sorted({name for name, _ in wanted.items() ^ found.items()}):
         raise InputError(
             f"`cache_dir` {folder} holds the safety logits of something else (different: "
             f"{', '.join(differ)}). Give another folder, or remove this one."
         )
-    if there.get("status") != "finished":
+    if there.status != "finished":
         for path in folder.glob("*.part"):
-            if not _is_running(int(path.name.split(".")[-2])):
+            if not psutil.pid_exists(int(path.name.split(".")[-2])):
                 path.unlink(missing_ok=True)
-        _check_room(folder, manifest["bytes"])
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        _check_room(folder, manifest.bytes)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -277,51 +285,28 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _say_cost(
-    folder: Path,
-    manifest: dict[str, Any],
-    planned: Plan,
-    missing: list[tuple[str, tuple[int, int]]],
-    job: CacheJob,
-) -> None:
+def _say_cost(work: _Work, rows: int) -> None:
     """Tell what the pass will take, by the time of one batch from its middle."""
+    folder, manifest, planned, job = work
     middle = len(planned.rows) // 2
     chosen = planned.rows[middle : middle + job.batch_size]
     began = time.monotonic()
     _compute([job.dataset[int(each)] for each in chosen], job)
-    rows = sum(stop - start for _, (start, stop) in missing)
     seconds = (time.monotonic() - began) * rows / len(chosen)
     _log.warning(
         "Reference cache: %d rows with %d response tokens, %.3g GB in %s; this process has %d rows "
         "to do, about %.0f s.",
-        manifest["num_rows"], manifest["num_positions"], manifest["bytes"] / 1e9, folder, rows,
-        seconds,
+        manifest.num_rows, manifest.num_positions, manifest.bytes / 1e9, folder, rows, seconds,
     )  # fmt: skip
 
 
-def _shards(planned: Plan, num_safety: int, dtype: str) -> dict[str, tuple[int, int]]:
-    """The spans of rows that make a shard each, by file name: the same for the same plan."""
-    size = planned.num_positions * num_safety * DTYPES[dtype].itemsize
-    spans, start, total = [], 0, 0
-    for index, each in enumerate(size.tolist()):
-        if index > start and (total + each > _SHARD_BYTES or index - start >= _SHARD_ROWS):
-            spans.append((start, index))
-            start, total = index, 0
-        total += each
-    spans.append((start, len(size)))
-    return {
-        f"shard-{number:05d}-of-{len(spans):05d}.arrow": span for number, span in enumerate(spans)
-    }
-
-
-def _write_shard(
-    path: Path, planned: Plan, span: tuple[int, int], job: CacheJob, manifest: Mapping[str, Any]
-) -> None:
+def _write_shard(path: Path, span: tuple[int, int], work: _Work) -> None:
+    """Compute the rows of one shard and write them, whole or not at all."""
     from datasets import Features, Value
     from datasets.arrow_writer import ArrowWriter
 
+    _, manifest, planned, job = work
     features = Features({"key": Value("binary"), "values": Value("large_binary")})
-    dtype = manifest["dtype"]
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     max_abs, sum_square = 0.0, 0.0
     try:
@@ -331,12 +316,7 @@ def _write_shard(
             for start in range(*span, job.batch_size):
                 indices = range(start, min(start + job.batch_size, span[1]))
                 values = _compute([job.dataset[int(planned.rows[each])] for each in indices], job)
-                kept = values.to(DTYPES[dtype])
-                if not torch.isfinite(kept).all():
-                    raise InputError(
-                        f"A safety logit of the reference is not finite as {dtype}. Use "
-                        "`cache_dtype` float32, and check the model."
-                    )
+                kept = _kept(values, manifest.dtype)
                 rounding = (kept.to(values.dtype) - values).abs().double()
                 max_abs = max(max_abs, rounding.max().item() if rounding.numel() else 0.0)
                 sum_square += rounding.square().sum().item()
@@ -348,17 +328,26 @@ def _write_shard(
             writer.finalize(close_stream=False)
             stream.flush()
             os.fsync(stream.fileno())
-        record = {
-            "sha256": sha256_of(part),
-            "belongs": _belongs(manifest),
-            "num_rows": span[1] - span[0],
-            "rounding": {"max_abs": max_abs, "sum_square": sum_square},
-        }
+        record = Shard(
+            sha256=sha256_of(part), belongs=cache.content_of(manifest.parts, manifest.dtype),
+            num_rows=span[1] - span[0], rounding={"max_abs": max_abs, "sum_square": sum_square},
+        )  # fmt: skip
         os.replace(part, path)
-        write_json(path.with_name(f"{path.name}.json"), record)
+        records.write(f"{path}.json", record)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _kept(values: Tensor, dtype: str) -> Tensor:
+    """Safety logits in the precision of a cache."""
+    kept = values.to(cache.DTYPES[dtype])
+    if not torch.isfinite(kept).all():
+        raise InputError(
+            f"A safety logit of the reference is not finite as {dtype}. Use `cache_dtype` "
+            "float32, and check the model."
+        )
+    return kept
 
 
 def _compute(examples: list[Any], job: CacheJob) -> Tensor:
@@ -388,8 +377,9 @@ def folder_of(root: str | Path | None, parts: Mapping[str, str], dtype: str, rol
         return Path(root) / role
     import datasets
 
-    name = fingerprint([*(f"{key}={parts[key]}" for key in sorted(parts)), dtype])[:24]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "moorline" / name
+    return (
+        Path(datasets.config.HF_DATASETS_CACHE) / "moorline" / cache.content_of(parts, dtype)[:24]
+    )
 
 
 def data_fingerprint(planned: Plan) -> str:

@@ -37,10 +37,15 @@ from ..chat.chat_model import ChatModel, check_sizes
 from ..errors import InputError
 from ..provenance import now, versions
 from .capture import base_of, head_of
-from .mining_prompts import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
+from .reading import Answered, Reader
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
-from .template_nats import Answered, answer_nats
-from .templates import REJECTION_TEMPLATES, carries_meaning, opening_length
+from .templates import (
+    MINING_HARMLESS_PROMPTS,
+    MINING_PROMPTS,
+    REJECTION_TEMPLATES,
+    carries_meaning,
+    opening_length,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +67,7 @@ class _Found(NamedTuple):
 class _Reading(NamedTuple):
     """The templates as answers to the prompts, and how likely the model finds them."""
 
-    asked: list[Answered]
+    asked: Sequence[Answered]
     """One per prompt; its answers are the templates, in order."""
 
     nats: list[list[list[float]]]
@@ -111,8 +116,10 @@ def mine_safety_tokens(
         raise InputError("`templates` and `prompts` must each hold at least one text.")
     chat = ChatModel(model, tokenizer)
     tell = _counter(len(prompts) + len(harmless_prompts), progress)
-    reading = _read(chat, prompts, templates, batch_size, tell)
-    opening_mass = _mass(reading, _opening_lengths(tokenizer, reading, templates))
+    asked, openings = _asked(chat, prompts, templates)
+    reader = Reader(chat, asked)
+    reading = _Reading(asked, reader.nats(batch_size=batch_size, progress=tell))
+    opening_mass = _mass(reading, openings)
     if opening_mass < min_mass:
         raise InputError(
             f"After {len(prompts)} harmful prompts this model begins as one of {len(templates)} "
@@ -121,9 +128,8 @@ def mine_safety_tokens(
             "in its words."
         )
     openers = {answer[0] for each in reading.asked for answer in each.answers}
-    unfit = set(tokenizer.all_special_ids)
-    unfit |= _used(chat, harmless_prompts, batch_size, tell) - openers
-    found = _by_token(tokenizer, reading, unfit)
+    used = _used(reader, harmless_prompts, batch_size, tell)
+    found = _by_token(tokenizer, reading, (used - openers).union(tokenizer.all_special_ids))
     kept = _ranked(found, min_score)[:max_tokens]
     mined = {
         "method": "template_probability",
@@ -150,13 +156,25 @@ def mine_safety_tokens(
     )
 
 
-def _opening_lengths(
-    tokenizer: Any, reading: _Reading, templates: Sequence[str]
-) -> list[list[int]]:
-    return [
-        [opening_length(tokenizer, *pair) for pair in zip(templates, each.answers, strict=True)]
-        for each in reading.asked
-    ]
+def _asked(
+    chat: ChatModel, prompts: Sequence[str], templates: Sequence[str]
+) -> tuple[list[Answered], list[list[int]]]:
+    """The templates as answers to the prompts, and how many tokens of each open a refusal.
+
+    Tokens at the end that carry nothing are left out: no probability of theirs is used.
+    """
+    asked, openings = [], []
+    for prompt in prompts:
+        context, answers = chat.answer_ids(prompt, templates)
+        opening = [
+            opening_length(chat.tokenizer, *pair) for pair in zip(templates, answers, strict=True)
+        ]
+        for answer, length in zip(answers, opening, strict=True):
+            while len(answer) > length and not carries_meaning(chat.tokenizer, answer[-1]):
+                answer.pop()
+        asked.append(Answered(context, answers))
+        openings.append(opening)
+    return asked, openings
 
 
 def _ranked(found: dict[int, _Found], min_score: float) -> list[int]:
@@ -182,17 +200,6 @@ def _counter(total: int, progress: Callable[[int, int], None] | None) -> Callabl
 
     tell(0)
     return tell
-
-
-def _read(
-    chat: ChatModel,
-    prompts: Sequence[str],
-    templates: Sequence[str],
-    batch_size: int,
-    tell: Callable[[int], None],
-) -> _Reading:
-    asked = [Answered(*chat.answer_ids(prompt, templates)) for prompt in prompts]
-    return _Reading(asked, answer_nats(chat, asked, batch_size=batch_size, progress=tell))
 
 
 def _mass(reading: _Reading, lengths: Sequence[Sequence[int]]) -> float:
@@ -233,13 +240,17 @@ def _by_token(tokenizer: Any, reading: _Reading, unfit: set[int]) -> dict[int, _
 
 
 def _used(
-    chat: ChatModel, prompts: Sequence[str], batch_size: int, tell: Callable[[int], None]
+    reader: Reader, prompts: Sequence[str], batch_size: int, tell: Callable[[int], None]
 ) -> set[int]:
     """The tokens of a model's answers to harmless prompts."""
     if not prompts:
         return set()
-    answers = chat.answers(prompts, max_new_tokens=64, batch_size=batch_size, progress=tell)
+    chat = reader.chat
+    rows = [chat.render(prompt) for prompt in prompts]
+    answers = reader.greedy(rows, max_new_tokens=64, batch_size=batch_size, progress=tell)
+    texts = chat.tokenizer.batch_decode(answers, skip_special_tokens=True)
     # With a space before: inside an answer and at its beginning a word is another token.
-    texts = [text for answer in answers for text in (answer, f" {answer}")]
-    rows = chat.tokenizer(texts, add_special_tokens=False).input_ids
-    return {token for row in rows for token in row}
+    spaced = [each for text in texts for each in (text, f" {text}")]
+    return {
+        token for ids in chat.tokenizer(spaced, add_special_tokens=False).input_ids for token in ids
+    }

@@ -9,10 +9,10 @@ cached        z0 computed by one of these before training and kept on disk (`cac
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+import psutil
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -108,15 +108,12 @@ class FrozenCopy:
         """A copy of the model as it is at this moment."""
         # A forward patched onto the instance is bound to the original, and a copy of it would run
         # the original's weights; the class's own forward serves the copy.
-        patched = model.__dict__.pop("forward", None)
-        captured = model.__dict__.pop("_moorline_capture", None)
+        own = vars(model)
+        patched = {name: own.pop(name) for name in ("forward", "_moorline_capture") if name in own}
         try:
             return cls(copy.deepcopy(model))
         finally:
-            if patched is not None:
-                model.__dict__["forward"] = patched
-            if captured is not None:
-                model.__dict__["_moorline_capture"] = captured
+            own.update(patched)
 
     @classmethod
     def load(cls, reference_model: nn.Module | str, *, like: nn.Module) -> "FrozenCopy":
@@ -308,6 +305,4 @@ def _free_bytes(model: nn.Module) -> int:
     device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return 1 << 62  # unknown: a copy is not what it fails on
+    return psutil.virtual_memory().available

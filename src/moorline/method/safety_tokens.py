@@ -2,21 +2,20 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from .. import records
 from ..errors import InputError
-from ..provenance import fingerprint, read_json, write_json
+from ..provenance import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_SCHEMA = 1
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -44,6 +43,8 @@ class SafetyTokens:
         >>> len(tokens), tokens.tensor().tolist()
         (2, [5, 9])
     """
+
+    SCHEMA: ClassVar[int] = 1
 
     ids: tuple[int, ...]
     """Vocabulary ids, best first."""
@@ -133,7 +134,7 @@ class SafetyTokens:
 
     def save(self, path: str | Path) -> None:
         """Write them as JSON, whole or not at all."""
-        write_json(path, {"schema": _SCHEMA, **asdict(self)})
+        records.write(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> "SafetyTokens":
@@ -142,36 +143,7 @@ class SafetyTokens:
         Raises:
             InputError: If the file is missing, damaged, of another schema, or breaks a rule above.
         """
-        value = read_json(path, "safety-token file")
-        if value.pop("schema", None) != _SCHEMA:
-            raise InputError(
-                f"{path}: not a safety-token file of schema {_SCHEMA}. Mine again with this "
-                "version of moorline."
-            )
-        known = {each.name for each in fields(cls)}
-        required = known - {"templates", "tokenizer_fingerprint", "mined"}
-        if missing := sorted(required - value.keys()):
-            raise InputError(f"{path}: the safety-token file lacks {missing[0]!r}. Mine again.")
-        kinds = {"ids": int, "strings": str, "scores": int | float, "templates": str}
-        for name, kind in kinds.items():
-            entries = value.get(name, [])
-            if not isinstance(entries, list) or any(
-                isinstance(each, bool) or not isinstance(each, kind) for each in entries
-            ):
-                raise InputError(f"{path}: a damaged safety-token file: {name!r}. Mine again.")
-            value[name] = tuple(float(each) if name == "scores" else each for each in entries)
-        others = {"vocab_size": int, "tokenizer_fingerprint": str | None, "mined": dict}
-        for name, kind in others.items():
-            if name in value and not isinstance(value[name], kind):
-                raise InputError(f"{path}: a damaged safety-token file: {name!r}. Mine again.")
-        try:
-            return cls(**{key: entry for key, entry in value.items() if key in known})
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: a damaged safety-token file: {error}. Mine again."
-            ) from error
+        return records.read(cls, path, "safety-token file", remedy="Mine again.", others=True)
 
 
 def check_output(path: str | Path) -> None:

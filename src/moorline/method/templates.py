@@ -1,6 +1,8 @@
-"""Rejection templates: ways in which aligned models refuse, and the tokens that open them."""
+"""Rejection templates, the tokens that open them, and the prompts to mine with."""
 
+import json
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from ..chat.chat_model import ChatModel
@@ -8,43 +10,16 @@ from ..chat.chat_model import ChatModel
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REJECTION_TEMPLATES: tuple[str, ...] = (
-    "I'm sorry, but I can't help with that.",
-    "I'm sorry, but I cannot assist with that request.",
-    "I'm sorry, I can't do that.",
-    "I am sorry, but I will not help with this.",
-    "I'm really sorry, but I can't assist with this.",
-    "I cannot help with that.",
-    "I cannot provide instructions for this.",
-    "I cannot fulfill your request.",
-    "I cannot and will not do that.",
-    "I can't assist with this request.",
-    "I can't provide that information.",
-    "I can't support that.",
-    "I won't help with that.",
-    "I will not assist with this.",
-    "I'm not able to help with this.",
-    "I am not able to provide that.",
-    "I'm unable to assist with that.",
-    "I am unable to fulfill this request.",
-    "I must decline this request.",
-    "I must refuse to answer that.",
-    "I apologize, but I can't provide that.",
-    "I apologize, but I cannot answer this.",
-    "Sorry, I cannot help with this.",
-    "Sorry, but that is not something I can support.",
-    "Unfortunately, I am unable to help with that.",
-    "Unfortunately, I cannot assist with this.",
-    "My apologies, but I must refuse.",
-    "No, I will not assist with that.",
-    "No, I can't do that.",
-    "As a responsible assistant, I cannot do this.",
-    "As an AI, I can't help with harmful or illegal acts.",
-    "That would be dangerous and illegal, so I can't help.",
-    "This is against the law and would be unethical.",
-    "It is not safe or appropriate to help with that.",
-)
+_TEXTS = json.loads(files("moorline.method").joinpath("mining.json").read_text(encoding="utf-8"))
+
+REJECTION_TEMPLATES: tuple[str, ...] = tuple(_TEXTS["templates"])
 """Ways in which aligned models refuse; our own wording, after the habit of many models."""
+
+MINING_PROMPTS: tuple[str, ...] = tuple(_TEXTS["prompts"])
+"""Harmful-sounding requests to mine with; none of them is in a suite that is measured on."""
+
+MINING_HARMLESS_PROMPTS: tuple[str, ...] = tuple(_TEXTS["harmless_prompts"])
+"""Everyday requests to mine with: what a model says to these is no sign of a refusal."""
 
 
 def opener_ids(

@@ -6,41 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from ..errors import InputError
 from ..provenance import write_text
-from .rows import Run
+from .rows import Origin, Run
 from .runs import read_runs
-from .text import interval_names, label, value, value_interval
+from .text import TEMPLATES, environment, label, quoted
 
 _BEGIN, _END = "<!-- moorline: begin -->", "<!-- moorline: end -->"
 _TASK = "Moorline audit"
-_FLAGS = (
-    "model_name_or_path", "model_revision", "trust_remote_code", "dtype", "attn_implementation",
-    "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
-    "dataset_name", "dataset_config", "dataset_train_split",
-    "use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules",
-    "lora_target_parameters", "lora_modules_to_save", "use_rslora", "use_dora",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
-    "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16", "seed", "data_seed",
-    "max_length", "truncation_mode", "packing", "packing_strategy", "padding_free",
-    "assistant_only_loss", "completion_only_loss", "loss_type", "chat_template_path", "eos_token",
-)  # fmt: skip
+_FLAGS = json.loads((TEMPLATES / "tune_flags.json").read_text(encoding="utf-8"))
 """The settings that shape what is trained, beside all that begin with `str_`; all that there are
-stand in `run.json`. A setting that is absent there, empty or at its neutral value is left out."""
-
-_NEUTRAL: dict[str, Any] = {
-    "max_steps": -1, "dataset_train_split": "train", "model_revision": "main", "weight_decay": 0,
-    "label_smoothing_factor": 0, "warmup_steps": 0, "adam_beta1": 0.9, "adam_beta2": 0.999,
-    "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
-}  # fmt: skip
-_SWITCHED_OFF = ("bf16", "gradient_checkpointing", "assistant_only_loss", "completion_only_loss")
-"""Switches that are on by default, or may be: they are said to be off."""
+stand in `run.json`. A setting that is absent there, empty or at its neutral value is left out;
+switches that are on by default, or may be, are said to be off."""
 
 
 def write_cards(folders: Sequence[str | Path]) -> list[Path]:
@@ -84,7 +64,7 @@ def _write(run: Run) -> Path:
         card.text = f"{before.rstrip()}\n\n{section}\n" if before.strip() else f"\n{section}\n"
     data = card.data
     data.tags = list(dict.fromkeys([*(data.tags or []), "moorline"]))
-    base = _base(run.provenance["tuning"])
+    base = _base(run.tuning)
     # The hub wants an id, not our folder; "None" is how TRL's card spells a folder.
     if data.base_model in (None, "", "None") and not Path(base).is_dir():
         data.base_model = base
@@ -109,35 +89,22 @@ def _read(path: Path) -> ModelCard:
         raise InputError(f"{path}: not a model card: {error}. Put its head right.") from error
 
 
-def _base(tuning: dict[str, Any]) -> str:
+def _base(tuning: Origin) -> str:
     """The aligned model that a tuning was held to."""
-    base = tuning.get("base")
-    return str(base["name"] if isinstance(base, dict) and base.get("name") else tuning["model"])
+    return str((tuning.base or {}).get("name") or tuning.model)
 
 
 def _section(run: Run) -> str:
-    tuning, audit = run.provenance["tuning"], run.provenance.get("audit")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moorline.report"),
-        autoescape=False,  # Markdown: whatever comes from outside goes through `code`
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "value": value, "interval": value_interval, "code": _code,
-        "label": lambda row: label(row.metric, row.kind),
-    }  # fmt: skip
-    return environment.get_template("card.md.jinja").render(
+    # Markdown is not escaped: whatever comes from outside goes through `code`.
+    made = environment(autoescape=False)
+    made.filters["code"] = _code
+    return made.get_template("card.md.jinja").render(
         begin=_BEGIN,
         end=_END,
         run=run,
-        tuning=tuning,
-        base=_base(tuning),
-        settings=tuning["settings"],
-        intervals=interval_names(run.rates),
-        tune_command=_command(["tune", *_tune_words(tuning, run.name)]),
-        audit_command=audit and _command(["audit", *_audit_words(audit)]),
+        base=_base(run.tuning),
+        tune_command=_command(["tune", *_tune_words(run)]),
+        audit_command="audit" in run.provenance and _command(["audit", *_audit_words(run.audit)]),
     )
 
 
@@ -153,7 +120,7 @@ def _results(run: Run) -> list[EvalResult]:
             dataset_config=row.condition,
             dataset_revision=hashes.get(row.suite),
             metric_type=row.metric,
-            metric_name=label(row.metric, row.kind),
+            metric_name=label(row),
             metric_value=row.value,
             metric_args={"num": row.num, "low": row.low, "high": row.high, "judge": row.judge},
         )
@@ -162,36 +129,36 @@ def _results(run: Run) -> list[EvalResult]:
     ]
 
 
-def _tune_words(tuning: dict[str, Any], name: str) -> list[str]:
+def _tune_words(run: Run) -> list[str]:
     """The flags of `moorline tune` that repeat a run, into a folder beside it."""
-    settings = {**tuning["settings"], "model_name_or_path": tuning["model"]}
+    settings = {**run.tuning.settings, "model_name_or_path": run.tuning.model}
     words = []
-    ours = sorted(each for each in settings if each.startswith("str_"))
-    for flag in (*_FLAGS, *ours):
+    ours = sorted(each for each in settings if each.startswith("str_") and each != "str_tokens")
+    for flag in (*_FLAGS["shaping"], *ours):
         given = settings.get(flag)
-        off = given is False and flag not in _SWITCHED_OFF
-        if given in (None, "", [], _NEUTRAL.get(flag)) or off or flag == "str_tokens":
+        off = given is False and flag not in _FLAGS["said_to_be_off"]
+        if given in (None, "", [], _FLAGS["neutral"].get(flag)) or off:
             continue
         parts = given if isinstance(given, list) else [given]
-        words += [f"--{flag}", *(str(each) for each in parts)]
-    return [*words, "--str_tokens", f"{name}/safety_tokens.json", "--output_dir", f"{name}-again"]
+        words += [f"--{flag}", *map(str, parts)]
+    tokens, again = f"{run.name}/safety_tokens.json", f"{run.name}-again"
+    return [*words, "--str_tokens", tokens, "--output_dir", again]
 
 
-def _audit_words(audit: dict[str, Any]) -> list[str]:
+def _audit_words(audit: Origin) -> list[str]:
     """The words of `moorline audit` that repeat an audit, but for `--suite`."""
-    settings = audit.get("settings") or {}
-    words = [str(audit.get("model"))]
-    if audit.get("adapter"):
-        words += ["--adapter", str(audit["adapter"])]
+    words = [str(audit.model)]
+    if audit.adapter:
+        words += ["--adapter", audit.adapter]
     for flag in ("max_new_tokens", "batch_size", "system_prompt", "metric"):
-        if settings.get(flag) is not None:
-            words += [f"--{flag.replace('_', '-')}", str(settings[flag])]
+        if (given := audit.settings.get(flag)) is not None:
+            words += [f"--{flag.replace('_', '-')}", str(given)]
     for flag in ("judge", "condition"):
-        for each in settings.get(f"{flag}s") or ():
+        for each in audit.settings.get(f"{flag}s") or ():
             words += [f"--{flag}", str(each.get("name") if isinstance(each, dict) else each)]
-    if settings.get("by_category"):
+    if audit.settings.get("by_category"):
         words.append("--by-category")
-    return [*words, "--seed", str(audit.get("seed"))]
+    return [*words, "--seed", str(audit.seed)]
 
 
 def _command(words: list[str]) -> str:
@@ -201,7 +168,7 @@ def _command(words: list[str]) -> str:
 
 def _code(given: Any) -> str:
     """Words from outside as code in Markdown: with nothing in them that Markdown would read."""
-    text = json.dumps(given, ensure_ascii=False)
+    text = quoted(given)
     for character in "`<|":
         text = text.replace(character, f"\\u{ord(character):04x}")
     is_plain = isinstance(given, str) and given == given.strip()

@@ -1,6 +1,7 @@
 """What all figures share: the look of a model, axes, legend, and a drawing with its words."""
 
 import io
+import json
 import math
 import re
 import warnings
@@ -17,12 +18,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..provenance import write_text
 from .rows import Run
-from .text import Bounded, Number, short
+from .text import TEMPLATES, Bounded, Number, short
 
+_WORDS = json.loads((TEMPLATES / "figures.json").read_text(encoding="utf-8"))
 _SVG = "http://www.w3.org/2000/svg"
-_XLINK = "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", _SVG)
-ElementTree.register_namespace("xlink", _XLINK)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 class Look(NamedTuple):
@@ -58,32 +59,6 @@ _INK = "#1c1c1f"
 # Points, like all sizes here. This wide, letters of 10 points are read well on a phone's screen,
 # where the figure fills the width.
 _WIDTH = 380
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "grid.alpha": 0.25,
-    "grid.color": _INK,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.handletextpad": 0.4,
-    "svg.fonttype": "none",
-    # A fixed salt gives the same ids in the file for the same figure.
-    "svg.hashsalt": "moorline",
-    "text.color": _INK,
-    # A dollar sign in a name is a dollar sign.
-    "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 
 
 def look(index: int) -> Look:
@@ -105,6 +80,21 @@ class Drawing(NamedTuple):
     """What it shows, for who does not see it."""
 
     figure: Figure
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        figure: Figure,
+        runs: Sequence[Run],
+        *,
+        name: str | None = None,
+        **words: Any,
+    ) -> "Drawing":
+        """A figure of some models, with the words of its kind, filled in."""
+        words["names"] = ", ".join(run.name for run in runs)
+        filled = {part: text.format(**words) for part, text in _WORDS[kind].items()}
+        return cls(name or kind, figure=figure, **filled)
 
     def svg(self, *, background: str = "white") -> str:
         """The figure as an SVG document."""
@@ -131,8 +121,7 @@ class Drawing(NamedTuple):
                 element.set(key, f"{self.name}-{value}" if key == "id" else value)
         for key in ("width", "height", "version"):
             del root.attrib[key]
-        root.set("role", "img")
-        root.set("aria-label", self.alternative)
+        root.attrib |= {"role": "img", "aria-label": self.alternative}
         return ElementTree.tostring(root, encoding="unicode")
 
     def save(self, folder: Path) -> None:
@@ -145,15 +134,20 @@ class Drawing(NamedTuple):
 @contextmanager
 def style() -> Iterator[None]:
     """The style of all figures, while one is drawn or saved."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(fname=TEMPLATES / "figures.mplstyle"), warnings.catch_warnings():
         # The page's fonts have letters that matplotlib's own lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
-def figure_of(height: int) -> Figure:
-    """An empty figure as wide as all of them, `height` points high."""
-    return Figure(figsize=(_WIDTH / 72, height / 72))
+def figure_of(height: int, ratios: Sequence[int] = (1,)) -> tuple[Figure, Sequence[Axes]]:
+    """An empty figure as wide as all of them, `height` points high, its panels one below another.
+
+    `ratios` are the heights of the panels, to one another.
+    """
+    figure = Figure(figsize=(_WIDTH / 72, height / 72))
+    axes = figure.subplots(len(ratios), sharex=True, squeeze=False, height_ratios=ratios)
+    return figure, list(axes[:, 0])
 
 
 def point(
@@ -188,13 +182,8 @@ def lines(axes: Axes, tables: Sequence[Sequence[Any]], along: str, column: str) 
 
 def shares(axes: Axes, which: str, label: str) -> None:
     """An axis from 0 to 100 %."""
-    axis, limits, name = (
-        (axes.xaxis, axes.set_xlim, axes.set_xlabel)
-        if which == "x"
-        else (axes.yaxis, axes.set_ylim, axes.set_ylabel)
-    )
-    limits(-0.03, 1.03)
-    name(label)
+    axes.set(**{f"{which}lim": (-0.03, 1.03), f"{which}label": label})
+    axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
 
 

@@ -1,4 +1,4 @@
-"""The page: verdict, tables, figures, answers, in one HTML text without any outside reference.
+"""What a report says, and its page: one HTML text without any outside reference.
 
 Answers of models are hidden until the reader asks, and always escaped.
 """
@@ -6,32 +6,23 @@ Answers of models are hidden until the reader asks, and always escaped.
 import base64
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jinja2
 
 from ..audit.measurements import Measurement
 from ..audit.outcomes import METRICS
-from . import text
-from .drawing import LOOKS, Drawing, look
-from .rows import Answer, Run, SuiteFacts, Token
+from .drawing import LOOKS, Drawing
+from .rows import Answer, Run
 from .runs import called
-from .verdict import (
-    ATTACK,
-    BROKEN,
-    EXPLAINED,
-    HELP,
-    OVER_REFUSAL,
-    TASK,
-    Finding,
-    at_worst,
-    pooled,
-    where,
-)
+from .text import TEMPLATES, environment, is_share, metric_of, percent
+from .verdict import ATTACK, BRIEF, EXPLAINED, Finding, at_worst, pooled, where
 
 _NUM_EXAMPLES = 8
 _MOST_ANSWERS = 5000
@@ -39,34 +30,54 @@ _LONGEST_ANSWER = 1000
 _RARE = ("unscored_rate", "truncated_rate")
 """Shown where there are any."""
 
+Cells = list[Measurement | None]
+"""A row of a table: what each model has of one number."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Content:
-    """What a page is of."""
+class Report:
+    """What a page says."""
 
     title: str
-    verdict: Sequence[str]
-    findings: Sequence[Finding]
-    runs: Sequence[Run]
+    verdict: tuple[str, ...]
+    """A sentence for each model: what it does if prompts are put plainly, and at worst."""
+
+    findings: tuple[Finding, ...]
+    """The three questions about each model, answered by intervals."""
+
+    runs: tuple[Run, ...]
     """First the one with which the others are compared."""
 
-    drawings: Sequence[Drawing] = ()
-    warnings: Sequence[str] = ()
+    warnings: tuple[str, ...] = ()
     """What a reader must know before the numbers."""
 
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
     """What else these numbers cannot see."""
 
-    commands: Sequence[str] = ()
+    commands: tuple[str, ...] = ()
     """The command lines that made it."""
 
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`: everything but the text of answers."""
+        value = asdict(self)
+        models = value.pop("runs")
+        hidden = ("answers", "folder", "audit", "tuning")
+        of = ("suite", "id", "condition", "draw")
+        return {
+            "schema": 2,
+            **value,
+            "verdict": " ".join(self.verdict),
+            "models": [{key: run[key] for key in run if key not in hidden} for run in models],
+            "examples": [
+                {name: getattr(each.prompt, name) for name in of} for each in examples_of(self.runs)
+            ],
+        }
 
-class Told(NamedTuple):
-    """The answer of one model to the prompt of an example."""
-
-    run: int
-    name: str
-    answer: Answer
+    def text(self) -> str:
+        """Table, findings and verdict for a terminal of 80 columns."""
+        made = _environment(autoescape=False)
+        made.filters |= {"cell": _cell, "filled": _filled}
+        return made.get_template("report.txt.jinja").render(report=self).strip("\n")
 
 
 class Example(NamedTuple):
@@ -74,97 +85,62 @@ class Example(NamedTuple):
 
     kind: str
     prompt: Answer
-    told: list[Told]
+    answers: list[tuple[int, Answer]]
+    """Each with the index of its model."""
 
 
-class Tile(NamedTuple):
-    """One model in brief."""
-
-    name: str
-    attack: Measurement | None
-    worst: Measurement | None
-    worst_where: str
-    rest: list[tuple[str, Measurement]]
-
-
-class Group(NamedTuple):
-    """Rows of a table under one heading, each with a cell for every model."""
-
-    head: str
-    kind: str
-    rows: dict[tuple[str, str], list[Measurement | None]]
-    """By label and by what tells the row apart."""
-
-
-def render(content: Content) -> str:
+def render(report: Report, drawings: Sequence[Drawing] = ()) -> str:
     """The page as one HTML text."""
-    runs = content.runs
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("moorline.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = ("percent", "points", "points_interval", "number", "p_value", "value", "value_interval")
-    environment.filters |= {name: getattr(text, name) for name in names}
-    environment.filters |= {
-        "label": lambda row: text.label(row.metric, row.kind),
-        "quoted": lambda string: json.dumps(string, ensure_ascii=False),
-        "called": called,
-    }
-    gates = [(run.name, gate) for run in runs for gate in run.gates]
-    script = files("moorline.report").joinpath("templates/answers.js").read_text(encoding="utf-8")
+    runs = report.runs
+    script = (TEMPLATES / "answers.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
-    answers, num_answers = _all_answers(runs)
-    whole = [row for run in runs for row in run.rates if row.interval]
-    return environment.get_template("report.html.jinja").render(
-        content=content,
+    rates = [row for run in runs for row in run.rates]
+    made = _environment(autoescape=True)
+    made.filters |= {"called": called, "fact": _fact, "pretty": _pretty}
+    return made.get_template("report.html.jinja").render(
+        report=report,
         runs=runs,
-        questions=_by_question(content.findings),
-        explained=EXPLAINED,
-        looks=[look(index) for index in range(len(runs))],
-        palette=LOOKS,
-        tiles=[_tile(run) for run in runs],
-        gates=gates,
-        passed=sum(gate.passed for _, gate in gates),
-        rates=list(_groups(runs, _is_rate)),
-        measures=list(_groups(runs, lambda row: not _is_rate(row))),
-        categories=list(_category_groups(runs)),
-        intervals=text.interval_names(whole),
-        difference_intervals=text.interval_names(c for run in runs for c in run.comparisons),
-        figures={
-            part: [each for each in content.drawings if each.name.split("-")[0] == part]
-            for part in ("rates", "trade", "categories", "curves", "drift")
-        },
+        looks=LOOKS,
+        gates=[(run.name, gate) for run in runs for gate in run.gates],
+        whole=rates,
+        rates=_grouped(runs, _is_rate),
+        measures=_grouped(runs, lambda row: row.category is None and not _is_rate(row)),
+        categories=_tables(
+            runs, lambda row: row.category is not None,
+            attrgetter("suite", "metric", "kind", "condition", "judge"), attrgetter("category"),
+        ),
+        figures=lambda part: [each for each in drawings if each.name.split("-")[0] == part],
         examples=examples_of(runs),
-        answers=answers,
-        num_answers=num_answers,
+        answers=_all_answers(runs),
+        num_answers=sum(len(run.answers) for run in runs),
         script=script,
         script_hash=base64.b64encode(digest).decode(),
-        token_sets=_token_sets(runs),
         facts=_facts(runs),
-        suites=list(_suites(runs)),
-        conditions=list(dict.fromkeys(row.condition for run in runs for row in run.rates)),
-        judges=list(dict.fromkeys(row.judge for run in runs for row in run.rates if row.judge)),
-        origins=[
-            (run.name, json.dumps(run.provenance, indent=2, ensure_ascii=False)) for run in runs
-        ],
-    )
+        conditions=list(dict.fromkeys(row.condition for row in rates)),
+        judges=list(dict.fromkeys(row.judge for row in rates if row.judge)),
+    )  # fmt: skip
+
+
+def _environment(*, autoescape: bool) -> jinja2.Environment:
+    """What fills the page and the text for a terminal: both tell of a model by the same numbers."""
+    made = environment(autoescape=autoescape)
+    made.filters |= {"pooled": pooled, "at_worst": at_worst, "where": where}
+    made.globals |= {"attack": ATTACK, "brief": BRIEF, "explained": EXPLAINED}
+    return made
 
 
 def examples_of(runs: Sequence[Run]) -> list[Example]:
     """A few prompts of each kind with every model's answer: first those where the models differ."""
-    kinds = {name: kind for run in runs for name, kind in run.kinds().items()}
+    kinds = {each.suite: each.kind for run in runs for each in run.measurements}
     found: dict[tuple[str, str, str, int], Example] = {}
     for index, run in enumerate(runs):
         for each in run.answers:
             key = (each.suite, each.id, each.condition, each.draw)
             example = found.setdefault(key, Example(kinds.get(each.suite, "other"), each, []))
-            example.told.append(Told(index, run.name, each))
+            example.answers.append((index, each))
     # Stable, so that within each group the order is that of the audit.
     ordered = sorted(
-        found.values(), key=lambda each: -len({told.answer.outcome for told in each.told})
+        found.values(), key=lambda each: -len({answer.outcome for _, answer in each.answers})
     )
     return [
         each
@@ -173,127 +149,98 @@ def examples_of(runs: Sequence[Run]) -> list[Example]:
     ]
 
 
-def _by_question(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    """The findings of all models under each question."""
-    found: dict[str, list[Finding]] = {}
-    for each in findings:
-        found.setdefault(each.question, []).append(each)
-    return found
-
-
-def _tile(run: Run) -> Tile:
-    worst = at_worst(run)
-    rest = (("harmless answered", HELP), ("broken (harmless)", BROKEN),
-            ("over-refusal", OVER_REFUSAL), ("task done right", TASK))  # fmt: skip
-    measured = [(label, pooled(run, metric)) for label, metric in rest]
-    return Tile(
-        run.name,
-        pooled(run, ATTACK),
-        worst,
-        where(worst, [run]) if worst else "",
-        [(label, row) for label, row in measured if row is not None],
-    )
-
-
 def _is_rate(row: Measurement) -> bool:
-    return row.kind in ("harmful", "harmless", "task") and text.is_share(row)
+    return row.category is None and row.kind in ("harmful", "harmless", "task") and is_share(row)
 
 
-def _groups(runs: Sequence[Run], wanted: Callable[[Measurement], bool]) -> Iterable[Group]:
-    """The measurements of whole suites, suite by suite."""
-    order = [(each.name, each.kind) for each in METRICS]
-    found: dict[tuple[str, str], dict[Any, list[Measurement | None]]] = {}
+def _grouped(runs: Sequence[Run], wanted: Callable[[Measurement], bool]) -> list[list[Cells]]:
+    """The measurements of whole suites, suite by suite, in the order of the metrics."""
+
+    def rank(cells: Cells) -> int:
+        known = metric_of(next(filter(None, cells)))
+        return METRICS.index(known) if known else len(METRICS)
+
+    def is_shown(cells: Cells) -> bool:
+        return any(each and (each.metric not in _RARE or each.value) for each in cells)
+
+    of = attrgetter("suite", "kind"), attrgetter("metric", "condition", "judge")
+    return [sorted(filter(is_shown, rows), key=rank) for rows in _tables(runs, wanted, *of)]
+
+
+def _tables(
+    runs: Sequence[Run],
+    wanted: Callable[[Measurement], bool],
+    head: Callable[[Measurement], Any],
+    line: Callable[[Measurement], Any],
+) -> list[list[Cells]]:
+    """The rows under each head, in the order in which they were measured."""
+    found: dict[Any, dict[Any, Cells]] = {}
     for index, run in enumerate(runs):
-        for row in filter(wanted, run.rates):
-            cells = found.setdefault((row.suite, row.kind), {})
-            key = (row.metric, row.condition, row.judge)
-            cells.setdefault(key, [None] * len(runs))[index] = row
-    for (suite, kind), rows in found.items():
-        known = [at for at in order if at[1] in (kind, None)]
-        ranks = {name: rank for rank, (name, _) in enumerate(known)}
-        seen = {
-            (text.label(key[0], kind), _how(key[1:], runs)): cells
-            for key, cells in sorted(rows.items(), key=lambda row: ranks.get(row[0][0], 99))
-            if key[0] not in _RARE or any(each and each.value for each in cells)
-        }
-        yield Group(suite, kind, seen)
+        for row in filter(wanted, run.measurements):
+            rows = found.setdefault(head(row), {})
+            rows.setdefault(line(row), [None] * len(runs))[index] = row
+    return [list(rows.values()) for rows in found.values()]
 
 
-def _category_groups(runs: Sequence[Run]) -> Iterable[Group]:
-    """The measurements by category, for each suite, condition, metric and judge."""
-    found: dict[Any, dict[tuple[str, str], list[Measurement | None]]] = {}
-    for index, run in enumerate(runs):
-        for row in run.measurements:
-            if row.category is not None:
-                rows = found.setdefault(
-                    (row.suite, row.metric, row.kind, row.condition, row.judge), {}
-                )
-                rows.setdefault((row.category, ""), [None] * len(runs))[index] = row
-    for (suite, metric, kind, *how), rows in found.items():
-        yield Group(f"{text.label(metric, kind)}, {suite}", _how(how, runs), rows)
-
-
-def _how(parts: Sequence[str | None], runs: Sequence[Run]) -> str:
-    """Condition and judge; where every prompt was put plainly, nothing is said about it."""
-    condition, judge = parts
-    attacked = any(row.condition != "plain" for run in runs for row in run.rates)
-    judged = f"judged by {judge}" if judge else None
-    return ", ".join(each for each in (condition if attacked else None, judged) if each)
-
-
-def _all_answers(runs: Sequence[Run]) -> tuple[dict[str, Any], int]:
-    """Every answer for the filter: values that stand in many answers by their index."""
+def _all_answers(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Every answer for the filter: of its model the index."""
     every = ((index, each) for index, run in enumerate(runs) for each in run.answers)
     rows = [
         [index, each.suite, each.condition, each.outcome,
          each.prompt[:_LONGEST_ANSWER], each.answer[:_LONGEST_ANSWER]]
         for index, each in islice(every, _MOST_ANSWERS)
     ]  # fmt: skip
-    return {"models": [run.name for run in runs], "rows": rows}, sum(len(r.answers) for r in runs)
+    return {"models": [run.name for run in runs], "rows": rows}
 
 
-def _token_sets(runs: Sequence[Run]) -> list[tuple[list[str], tuple[Token, ...]]]:
-    """Each set of safety tokens once, with the names of the models that share it."""
-    found: dict[tuple[Token, ...], list[str]] = {}
-    for run in runs:
-        if run.safety_tokens:
-            found.setdefault(run.safety_tokens, []).append(run.name)
-    return [(names, tokens) for tokens, names in found.items()]
-
-
-def _suites(runs: Sequence[Run]) -> Iterable[SuiteFacts]:
-    return dict.fromkeys(each for run in runs for each in run.suites)
-
-
-def _facts(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+def _facts(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Where each run's numbers come from: the facts that a reader looks for first."""
-    parts = [run.provenance.get("audit") or run.provenance.get("tuning") or {} for run in runs]
-    tunings = [(run.provenance.get("tuning") or {}).get("settings") or {} for run in runs]
-    settings = [part.get("settings") or {} for part in parts]
-    versions = [part.get("versions") or {} for part in parts]
-    found = [
-        *_rows_of(parts, ("model", "adapter", "seed", "at")),
-        *_rows_of(settings, ("judges", "conditions", "metric", "by_category", "max_new_tokens",
-                             "batch_size", "system_prompt")),
-        *_rows_of(tunings, ("str_weight", "str_form", "learning_rate", "num_train_epochs")),
-        ("training seconds", [run.training_seconds for run in runs]),
-        *_rows_of(versions, dict.fromkeys(name for each in versions for name in each)),
-    ]  # fmt: skip
-    return [
-        (name.replace("_", " "), [_fact(value) for value in values])
-        for name, values in found
+    origins = [run.audit if "audit" in run.provenance else run.tuning for run in runs]
+
+    def rows(parts: Iterable[Any], names: Iterable[str]) -> dict[str, list[Any]]:
+        return {name: [part.get(name) for part in parts] for name in names}
+
+    found = {
+        **{name: [getattr(each, name) for each in origins]
+           for name in ("model", "adapter", "seed", "at")},
+        **rows([each.settings for each in origins], (
+            "judges", "conditions", "metric", "by_category", "max_new_tokens", "batch_size",
+            "system_prompt",
+        )),
+        **rows([run.tuning.settings for run in runs], (
+            "str_weight", "str_form", "learning_rate", "num_train_epochs",
+        )),
+        "training_seconds": [run.training_seconds for run in runs],
+        **rows([each.versions for each in origins],
+               dict.fromkeys(name for each in origins for name in each.versions)),
+    }  # fmt: skip
+    return {
+        name.replace("_", " "): values
+        for name, values in found.items()
         if any(value is not None for value in values)
-    ]
-
-
-def _rows_of(
-    parts: Sequence[dict[str, Any]], names: Iterable[str]
-) -> Iterable[tuple[str, list[Any]]]:
-    return ((name, [part.get(name) for part in parts]) for name in names)
+    }
 
 
 def _fact(value: Any) -> Any:
     """A setting on one line: of a list its names."""
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         return value
     return ", ".join(str(each.get("name") if isinstance(each, dict) else each) for each in value)
+
+
+_pretty = partial(json.dumps, indent=2, ensure_ascii=False)
+
+
+def _cell(row: Measurement | None) -> str:
+    """A number with its interval, for a table in a terminal."""
+    if row is None:
+        return "not measured"
+    if row.value is None or row.low is None or row.high is None:
+        return percent(row.value)
+    return f"{percent(row.value)} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+
+
+def _filled(text: str) -> str:
+    """A text in lines for a terminal, none of which ends between a number and its "%"."""
+    bound = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return textwrap.fill(bound, 79, subsequent_indent="  ").replace("\N{NO-BREAK SPACE}", " ")

@@ -1,14 +1,16 @@
 """What is known of each model, as typed rows: behind `runs.py` nobody reads a file."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..audit.measurements import Comparison, Gate, Measurement, Row
+from ..audit.measurements import Comparison, Gate, Measurement
+from ..audit.outcomes import Metric, Outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SuiteFacts(Row):
+class SuiteFacts:
     """What a suite is, and the hash of its prompts."""
 
     name: str
@@ -20,7 +22,7 @@ class SuiteFacts(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Agreement(Row):
+class Agreement:
     """How often two judges gave one answer the same verdict."""
 
     suite: str
@@ -33,7 +35,7 @@ class Agreement(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer(Row):
+class Answer:
     """One answer, as a line of `answers.jsonl` has it."""
 
     suite: str
@@ -42,12 +44,12 @@ class Answer(Row):
     draw: int
     prompt: str
     answer: str
-    outcome: str
+    outcome: Outcome
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Token(Row):
+class Token:
     """A safety token; a larger score is stronger evidence."""
 
     id: int
@@ -56,7 +58,7 @@ class Token(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step(Row):
+class Step:
     """One line of a training log."""
 
     step: int
@@ -66,7 +68,7 @@ class Step(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenDrift(Row):
+class TokenDrift:
     """How far one safety token has moved."""
 
     id: int
@@ -75,7 +77,7 @@ class TokenDrift(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PositionDrift(Row):
+class PositionDrift:
     """How far the safety tokens have moved at one position of the response."""
 
     position: int
@@ -83,7 +85,7 @@ class PositionDrift(Row):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint(Row):
+class Checkpoint:
     """The probability of a refusal's openers at one step of the training."""
 
     step: int
@@ -102,10 +104,33 @@ class Drift:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What `audit.json` or `run.json` says beside its tables, as far as this folder reads it."""
+
+    model: str | None = None
+    adapter: str | None = None
+    base: Mapping[str, str] | None = None
+    """Name and fingerprint of the aligned model that a tuning was held to."""
+
+    chain: tuple[Mapping[str, Any], ...] = ()
+    """The tunings before, and this one last."""
+
+    reference: str | None = None
+    fingerprint: str | None = None
+    seed: int | None = None
+    at: str | None = None
+    seconds: float | None = None
+    training_seconds: float | None = None
+    log: tuple[Mapping[str, Any], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """What is known of one model."""
 
-    name: str
+    name: str = ""
     """What the page calls it."""
 
     measurements: tuple[Measurement, ...] = ()
@@ -121,11 +146,13 @@ class Run:
     """The training, as it was logged."""
 
     drift: Drift = field(default_factory=Drift)
-    training_seconds: float | int | None = None
+    training_seconds: float | None = None
 
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     """Settings, versions, machine, times, of `audit`, `tuning` and `mining`: as the files say."""
 
+    audit: Origin = field(default_factory=Origin)
+    tuning: Origin = field(default_factory=Origin)
     answers: tuple[Answer, ...] = ()
     folder: Path | None = None
     """Where the tuning is; None without one."""
@@ -135,11 +162,6 @@ class Run:
         """The measurements of whole suites."""
         return tuple(each for each in self.measurements if each.category is None)
 
-    def kinds(self) -> dict[str, str]:
-        """The kind of each suite."""
-        return {each.suite: each.kind for each in self.measurements}
-
-    def to_json(self) -> dict[str, Any]:
-        """The run as a plain value, but for the text of answers."""
-        whole = asdict(self)
-        return {key: each for key, each in whole.items() if key not in ("answers", "folder")}
+    def of(self, metric: Metric) -> list[Measurement]:
+        """The measurements of one metric, of whole suites."""
+        return [row for row in self.rates if (row.metric, row.kind) == (metric.name, metric.kind)]

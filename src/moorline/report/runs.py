@@ -1,40 +1,25 @@
 """What the files of some folders say of each model: checked here, shown as it is from here on."""
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..audit.measurements import Comparison, Gate, Measurement, Row
-from ..audit.outcomes import OUTCOMES
 from ..errors import InputError
 from ..method.safety_tokens import SafetyTokens
 from ..provenance import read_json
+from ..records import parse
 from ..tables import rows_of
-from .rows import (
-    Agreement,
-    Answer,
-    Checkpoint,
-    Drift,
-    PositionDrift,
-    Run,
-    Step,
-    SuiteFacts,
-    Token,
-    TokenDrift,
-)
+from .rows import Answer, Drift, Origin, Run, Step, Token
 from .text import is_share
 
 _LONGEST_TEXT = 4000
 # control characters but tab and newline, and lone surrogates: HTML or UTF-8 forbids them
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_TABLES = frozenset({"suites", "measurements", "agreement", "comparisons", "gates"})
-_ELSEWHERE = _TABLES | {"schema", "safety_tokens", "ids", "strings", "scores", "log"}
-
-_Of = TypeVar("_Of", bound=Row)
+_TABLES = ("suites", "measurements", "agreement", "comparisons", "gates")
+_AUDIT_AGAIN, _TUNE_AGAIN = "Run the audit again.", "Tune again."
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -66,10 +51,10 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
             found.append((path, run))
         else:
             found[same] = (found[same][0], _joined(found[same][1], run))
-    names = [run.name for _, run in found]
+    names = [_name(path, run) for path, run in found]
     return [
-        run if names.count(run.name) == 1 else replace(run, name=shown(f"{path}: {run.name}"))
-        for path, run in found
+        replace(run, name=name if names.count(name) == 1 else shown(f"{path}: {name}"))
+        for name, (path, run) in zip(names, found, strict=True)
     ]
 
 
@@ -90,7 +75,7 @@ def told_apart(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         + "), so these are not compared."
         for name, found in shared.items()
     ]
-    return [_with_names(run, shared) for run in runs] if shared else list(runs), notes
+    return [_with_names(run, shared) if shared else run for run in runs], notes
 
 
 def _with_names(run: Run, shared: Mapping[str, Any]) -> Run:
@@ -98,13 +83,13 @@ def _with_names(run: Run, shared: Mapping[str, Any]) -> Run:
         each.name: f"{each.name} ({each.sha256[:8]})" for each in run.suites if each.name in shared
     }
 
-    def renamed(rows: tuple[Any, ...], column: str = "suite") -> tuple[Any, ...]:
-        of = ((each, getattr(each, column)) for each in rows)
+    def renamed(part: str, column: str = "suite") -> tuple[Any, ...]:
+        of = ((each, getattr(each, column)) for each in getattr(run, part))
         return tuple(replace(each, **{column: names.get(name, name)}) for each, name in of)
 
     changed = ("measurements", "agreement", "comparisons", "gates", "answers")
-    parts = {part: renamed(getattr(run, part)) for part in changed}
-    return replace(run, suites=renamed(run.suites, "name"), **parts)
+    parts = {part: renamed(part) for part in changed}
+    return replace(run, suites=renamed("suites", "name"), **parts)
 
 
 def shown(value: Any) -> Any:
@@ -126,98 +111,51 @@ def shown(value: Any) -> Any:
 
 def _run_in(folder: Path) -> Run:
     """What one folder holds."""
-    audit = _read(folder, "audit", schemas=(2,), remedy="run the audit again")
-    tuning = _read(folder, "run", schemas=(1, 2), remedy="tune again")
-    drift = _read(folder, "drift", schemas=(1, 2), remedy="run the audit again")
-    mined = folder / "safety_tokens.json"
-    mining = shown(asdict(SafetyTokens.load(mined))) if mined.is_file() else {}
-    if not any([audit, tuning, drift, mining]):
+    parts = [(read, folder / name) for name, read in _FILES.items() if (folder / name).is_file()]
+    if not parts:
         inside = sorted({path.parent.name for path in folder.glob("*/audit.json")})
         raise InputError(
             f"{folder}: holds no audit.json, run.json, drift.json or safety_tokens.json. Give a "
             "folder that `moorline audit` or `moorline tune` wrote"
             + (f", such as {' '.join(str(folder / each) for each in inside)}." if inside else ".")
         )
-    place = str(folder / "audit.json")
-    if audit and audit.get("status") != "finished":
-        raise InputError(f"{place}: the audit has not finished. Run the same command again.")
-    columns = (mining.get(each, []) for each in ("ids", "strings", "scores"))
-    parts = {"audit": audit, "tuning": tuning, "mining": mining}
-    return Run(
-        name=_name(folder, audit, tuning),
-        measurements=_measurements(audit, place),
-        agreement=_table(Agreement, audit, "agreement", place),
-        comparisons=_table(Comparison, audit, "comparisons", place),
-        gates=_table(Gate, audit, "gates", place),
-        suites=_table(SuiteFacts, audit, "suites", place),
-        safety_tokens=tuple(
-            Token(id=index, string=string, score=score)
-            for index, string, score in zip(*columns, strict=True)
-        ),
-        curve=tuple(_steps(tuning, str(folder / "run.json"))),
-        drift=_drift(drift, str(folder / "drift.json")),
-        training_seconds=tuning.get("seconds"),
-        provenance={
-            part: {key: each for key, each in value.items() if key not in _ELSEWHERE}
-            for part, value in parts.items()
-            if value
-        },
-        answers=tuple(_answers(folder / "answers.jsonl")),
-        folder=folder if tuning else None,
-    )
+    found = Run(answers=tuple(_answers(folder / "answers.jsonl")))
+    for read, path in parts:
+        found = _joined(read(path), found)
+    return found
 
 
-def _read(folder: Path, name: str, *, schemas: tuple[int, ...], remedy: str) -> dict[str, Any]:
-    """The content of one of our files; nothing if it is not there."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return {}
-    value = shown(read_json(path, f"{name} file"))
-    schema = value.get("schema")
-    if schema not in schemas:
-        by = "an earlier version" if schema == 1 else "another version or program"
-        raise InputError(f"{path}: schema {schema!r}, written by {by}; {remedy}.")
-    if (odd := _odd_number(value)) is not None:
-        raise InputError(f"{path}: holds {odd}, which is no number; {remedy}.")
-    return value
-
-
-def _odd_number(value: Any) -> float | None:
-    """A number in a value of JSON that is not finite; None if all are."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((odd for each in parts if (odd := _odd_number(each)) is not None), None)
-
-
-def _table(kind: type[_Of], value: Mapping[str, Any], name: str, place: str) -> tuple[_Of, ...]:
-    """One table of a file, each row checked."""
-    rows = value.get(name, [])
-    if not isinstance(rows, list):
-        raise InputError(f"{place}: {name!r} must be a list of rows, got {rows!r}.")
-    return tuple(
-        kind.from_json(row, f"{place}, {name} {number}") for number, row in enumerate(rows, start=1)
-    )
-
-
-def _measurements(audit: Mapping[str, Any], place: str) -> tuple[Measurement, ...]:
-    found = _table(Measurement, audit, "measurements", place)
-    for number, row in enumerate(found, start=1):
+def _audited(path: Path) -> Run:
+    value = _read(path, _AUDIT_AGAIN, 2)
+    if value.get("status") != "finished":
+        raise InputError(f"{path}: the audit has not finished. Run the same command again.")
+    tables = {name: value.pop(name) for name in _TABLES if name in value}
+    run = parse(Run, tables, str(path), remedy=_AUDIT_AGAIN)
+    for number, row in enumerate(run.measurements, start=1):
         known = [each for each in (row.value, row.low, row.high) if each is not None]
         # A bound may leave 0 to 1 by a rounding error.
         if is_share(row) and not all(-1e-9 <= each <= 1 + 1e-9 for each in known):
             raise InputError(
-                f"{place}, measurements {number}: a share lies between 0 and 1, got {row.value}, "
-                f"{row.low} to {row.high}."
+                f"{path}, measurements {number}: a share lies between 0 and 1, got {row.value}, "
+                f"{row.low} to {row.high}. {_AUDIT_AGAIN}"
             )
-    return found
+    origin = parse(Origin, value, str(path), remedy=_AUDIT_AGAIN, others=True)
+    return replace(run, audit=origin, provenance={"audit": value})
 
 
-def _steps(tuning: Mapping[str, Any], place: str) -> Iterator[Step]:
+def _tuned(path: Path) -> Run:
+    value = _read(path, _TUNE_AGAIN, 1, 2)
+    origin = parse(Origin, value, str(path), remedy=_TUNE_AGAIN, others=True)
+    # The log is drawn, and the tokens stand in a file of their own.
+    rest = {name: each for name, each in value.items() if name not in ("log", "safety_tokens")}
+    return Run(
+        curve=tuple(_steps(origin.log, path)), tuning=origin, provenance={"tuning": rest},
+        folder=path.parent, training_seconds=origin.training_seconds or origin.seconds,
+    )  # fmt: skip
+
+
+def _steps(log: Sequence[Mapping[str, Any]], path: Path) -> Iterator[Step]:
     """The steps of a training log: plain training logs its task loss as `loss`."""
-    log = tuning.get("log", [])
-    if not isinstance(log, list) or not all(isinstance(each, dict) for each in log):
-        raise InputError(f"{place}: 'log' must be a list of rows. Tune again.")
     for number, entry in enumerate(log, start=1):
         if "loss" in entry and "step" in entry:
             plain = None if "str/weighted" in entry else entry["loss"]
@@ -227,27 +165,40 @@ def _steps(tuning: Mapping[str, Any], place: str) -> Iterator[Step]:
                 "drift": entry.get("str/drift"),
                 "weighted": entry.get("str/weighted"),
             }
-            yield Step.from_json(row, f"{place}, log {number}")
+            yield parse(Step, row, f"{path}, log {number}", remedy=_TUNE_AGAIN)
 
 
-def _drift(value: Mapping[str, Any], place: str) -> Drift:
-    return Drift(
-        tokens=_table(TokenDrift, value, "tokens", place),
-        positions=_table(PositionDrift, value, "positions", place),
-        checkpoints=_table(Checkpoint, value, "checkpoints", place),
-    )
+def _mined(path: Path) -> Run:
+    value = shown(asdict(SafetyTokens.load(path)))
+    columns = (value.pop(each) for each in ("ids", "strings", "scores"))
+    tokens = (Token(id=index, string=string, score=score)
+              for index, string, score in zip(*columns, strict=True))  # fmt: skip
+    return Run(safety_tokens=tuple(tokens), provenance={"mining": value})
+
+
+def _drifted(path: Path) -> Run:
+    value = _read(path, _AUDIT_AGAIN, 1, 2)
+    return Run(drift=parse(Drift, value, str(path), remedy=_AUDIT_AGAIN, others=True))
+
+
+def _read(path: Path, remedy: str, *schemas: int) -> dict[str, Any]:
+    """The content of one of our files, but for its schema."""
+    value = shown(read_json(path, f"{path.stem} file"))
+    if (schema := value.pop("schema", None)) not in schemas:
+        by = "an earlier version" if schema == 1 else "another version or program"
+        raise InputError(f"{path}: schema {schema!r}, written by {by}. {remedy}")
+    return value
+
+
+_FILES = {
+    "audit.json": _audited, "run.json": _tuned, "drift.json": _drifted,
+    "safety_tokens.json": _mined,
+}  # fmt: skip
 
 
 def _answers(path: Path) -> Iterator[Answer]:
-    columns = [each.name for each in fields(Answer)]
     for row in rows_of(path) if path.is_file() else ():
-        for column in columns:
-            if column not in row.values:
-                raise row.lacks(column, "Run the audit again.")
-        found = Answer.from_json({each: shown(row.values[each]) for each in columns}, row.place)
-        if found.outcome not in OUTCOMES:
-            raise InputError(f"{row.place}: no outcome {found.outcome!r}. Run the audit again.")
-        yield found
+        yield parse(Answer, shown(row.values), row.place, remedy=_AUDIT_AGAIN, others=True)
 
 
 def called(subject: str) -> str:
@@ -257,50 +208,46 @@ def called(subject: str) -> str:
     return os.path.basename(os.path.abspath(subject)) if is_path else subject.rstrip("/")
 
 
-def _name(folder: Path, audit: Mapping[str, Any], tuning: Mapping[str, Any]) -> str:
+def _name(folder: Path, run: Run) -> str:
     """What to call a model: by itself, not by the folder that its audit went to."""
-    subject = _subject(audit)
-    return shown(folder.resolve().name if tuning or subject is None else called(subject))
+    subject = _subject(run)
+    return shown(called(subject) if subject and not run.folder
+                 else (run.folder or folder).resolve().name)  # fmt: skip
 
 
-def _subject(audit: Mapping[str, Any]) -> str | None:
+def _subject(run: Run) -> str | None:
     """What an audit is of: an adapter, or a model."""
-    subject = audit.get("adapter") or audit.get("model")
-    return subject if isinstance(subject, str) else None
+    return run.audit.adapter or run.audit.model
 
 
 def _is_same(first: Run, second: Run) -> bool:
     """Whether two folders speak of one model: a tuning and its audit, or one audit twice."""
-    audits = [each.provenance.get("audit", {}) for each in (first, second)]
-    tunings = [each.provenance.get("tuning", {}) for each in (first, second)]
-    if all(audits):
-        same = audits[0].get("fingerprint"), audits[1].get("fingerprint")
-        return not all(tunings) and same[0] is not None and same[0] == same[1]
-    if all(tunings) or not any(audits) or not any(tunings):
+    audited = [each for each in (first, second) if "audit" in each.provenance]
+    tuned = [each for each in (first, second) if each.folder]
+    if len(audited) == 2:
+        one, other = (each.audit.fingerprint for each in audited)
+        return len(tuned) < 2 and one is not None and one == other
+    if not audited or len(tuned) != 1:
         return False
-    tuned = first if tunings[0] else second
-    subject = _subject(audits[0] or audits[1])
-    return subject is not None and subject.rstrip("/") in _places(tuned)
+    subject = _subject(audited[0])
+    return subject is not None and subject.rstrip("/") in _places(tuned[0])
 
 
 def _places(tuned: Run) -> set[str]:
     """How an audit may name the model of a tuning: by its folder, as given or in full."""
-    tuning = tuned.provenance["tuning"]
-    chain = tuning.get("chain") or [{}]
-    given = (tuning.get("settings") or {}).get("output_dir"), chain[-1].get("output_dir")
-    folder = tuned.folder or Path()
+    folder, links = tuned.folder or Path(), (tuned.tuning.settings, *tuned.tuning.chain[-1:])
+    given = [each.get("output_dir") for each in links]
     names = {str(each).rstrip("/") for each in (*given, folder, folder.resolve()) if each}
     return names | {os.path.relpath(folder.resolve())}
 
 
 def _joined(first: Run, second: Run) -> Run:
-    """One model of two folders: what the first lacks comes from the second."""
-    tuned = first if first.folder else second
+    """One model of two parts: what the first lacks comes from the second."""
+    nothing = Run()
     missing = {
         each.name: getattr(second, each.name)
         for each in fields(Run)
-        if each.name not in ("name", "provenance", "drift") and not getattr(first, each.name)
+        if getattr(first, each.name) == getattr(nothing, each.name)
     }
-    drift = first.drift if first.drift != Drift() else second.drift
-    provenance = {**second.provenance, **first.provenance}
-    return replace(first, **missing, name=tuned.name, drift=drift, provenance=provenance)
+    missing["provenance"] = {**second.provenance, **first.provenance}
+    return replace(first, **missing)
