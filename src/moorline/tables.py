@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ class Row(NamedTuple):
     place: str
     """For messages: the file with the line (JSONL, CSV) or the row (JSON, Parquet), from 1."""
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
 
     def lacks(self, column: str, remedy: str) -> InputError:
         """The error for a column that this row should have."""
@@ -148,7 +148,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: not a Parquet file: {error}.") from error
 
 
-def _object(value: Any, place: str) -> dict[str, Any]:
+def _object(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{place}: a row is a JSON object, got {type(value).__name__}.")
     return value

@@ -412,7 +412,7 @@ def _mapped(dataset: Any, function: Any, num_proc: int | None) -> Any:
     return dataset.map(function, remove_columns=gone, **more)
 
 
-def make_parser() -> TrlParser:
-    """A parser of the flags and YAML files of `trl sft`, and of ours."""
-    settings: Any = (ScriptArguments, STRConfig, ModelConfig, DatasetMixtureConfig)
+def make_parser(*more: Any) -> TrlParser:
+    """A parser of the flags and YAML files of `trl sft`, of ours, and of more dataclasses."""
+    settings: Any = (ScriptArguments, STRConfig, ModelConfig, DatasetMixtureConfig, *more)
     return TrlParser(settings, prog="moorline tune")

@@ -19,7 +19,8 @@ WHOLE = {
     "schema": 2, "status": "finished", "model": "m", "weights_from": "/m",
     "base": {"name": "/m", "weights": "w"}, "chain": [LINK], "reference": "adapter_off",
     "fingerprint": "f", "safety_tokens": {"num": 1}, "settings": {}, "versions": {}, "machine": {},
-    "started": "2026-01-01T00:00:00+00:00", "finished": None, "seconds": 1, "steps": 3,
+    "started": "2026-01-01T00:00:00+00:00", "finished": None, "seconds": 1,
+    "training_seconds": 0.5, "peak_memory_bytes": 7, "peak_memory_of": "process", "steps": 3,
     "train_loss": 0.5, "log": [{"step": 1}],
 }  # fmt: skip
 

@@ -14,10 +14,10 @@ from ..audit.answering import check_folder
 from ..audit.comparing import compare
 from ..audit.drift import drift_of
 from ..audit.engines import VLLM
-from ..audit.findings import Audit, of_mean
+from ..audit.findings import Audit
 from ..audit.gates import check_gates, parse_gate
 from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
-from ..audit.measurements import Measurement
+from ..audit.measurements import Measurement, measured
 from ..audit.perplexity import labelled, perplexity
 from ..audit.refusal_mass import refusal_mass
 from ..audit.run import audit, resolved
@@ -67,7 +67,7 @@ class _Source(NamedTuple):
     """The folder of the adapter where a tokenizer was saved in it: the one it was trained with."""
 
 
-def run_audit(asked: Asked, *, progress: Progress | None = None) -> dict[str, Any]:
+def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str, Any]:
     """Audit a model and write `audit.json` and `answers.jsonl`; resumes where a run was stopped.
 
     The answers of `against` go into a folder in `output`. By default the embedded models are asked
@@ -206,7 +206,7 @@ def _loaded(source: _Source, loading: Loading, say: Progress) -> ChatModel:
 def _perplexity(chat: ChatModel, rows: Sequence[Any], name: str, seed: int) -> Measurement:
     of = perplexity(chat, rows, seed=seed)
     mean = Mean(of.num_rows, of.perplexity, of.low, of.high)
-    return of_mean(mean, suite=name, kind="rows", metric="perplexity")
+    return measured(mean, suite=name, kind="rows", metric="perplexity")
 
 
 def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
@@ -215,19 +215,17 @@ def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
     for score in lm_eval_tasks(chat.model, chat.tokenizer, names) if names else ():
         half = None if score.standard_error is None else 1.96 * score.standard_error
         ends = (None, None) if half is None else (score.value - half, score.value + half)
-        row = of_mean(
+        mean, of = (
             Mean(score.num, score.value, *ends),
-            suite=score.task,
-            kind="lm_eval",
-            metric=score.metric,
+            {"suite": score.task, "metric": score.metric},
         )
-        rows.append(replace(row, interval=None if half is None else "normal"))
+        rows.append(measured(mean, kind="lm_eval", interval="normal", **of))
     return rows
 
 
 def _drift(
     name: str, chat: ChatModel, rows: Sequence[Any], suites: Sequence[Suite]
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """The drift of a tuned model on some rows, and its refusal mass at each checkpoint."""
     harmful = [each.prompt for of in suites if of.kind == "harmful" for each in of.prompts]
     model, start = chat.model, lineage_of(name)

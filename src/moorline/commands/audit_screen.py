@@ -1,7 +1,7 @@
 """What `moorline audit` shows at its end: a table that fits 80 columns, and a pipe."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ WIDTH = 80
 _ONLY_IF_ANY = ("unscored_rate", "truncated_rate")
 
 
-def audit_lines(found: dict[str, Any], output: Path) -> Iterator[str]:
+def audit_lines(found: Mapping[str, Any], output: Path) -> Iterator[str]:
     """The lines of one audit, from the content of `audit.json`."""
     rows = [Measurement.from_json(each, "measurement") for each in found["measurements"]]
     yield from _table(str(found["model"]), [each for each in rows if each.category is None])

@@ -94,7 +94,7 @@ def _bars(show: bool) -> Iterator[Any]:
         TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bars = Progress(*columns, console=Console(stderr=True), disable=not show)
-    known: dict[str, Any] = {}
+    known = {}
 
     def say(what: str, done: int, total: int) -> None:
         if what not in known:
@@ -201,8 +201,9 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
         return
     if "--help-all" in context.args:
         from ..trainer import make_parser
+        from .tune_method import MethodConfig
 
-        make_parser().print_help()
+        make_parser(MethodConfig).print_help()
         return
     with _command(as_json=as_json) as print_json:
         logging.getLogger("moorline").info("Reading the settings.")
@@ -241,6 +242,49 @@ def audit(asked: Asked, as_json: bool) -> None:
             print(*audit_lines(found, asked.output), sep="\n")
         if not all(gate["passed"] for gate in found["gates"]):
             raise typer.Exit(3)
+
+
+@app.command()
+def compare(
+    plan: Annotated[
+        Path, typer.Argument(help="Plan in YAML; or a compare.json, to write its tables again.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the files. Default: moorline-compare, or that of compare.json."
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="How many cells at a time.")] = 1,
+    engine: Annotated[str, typer.Option(help="What does them: processes or ray.")] = "processes",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
+    ] = None,
+    evidence: Annotated[
+        Path | None, typer.Option(help="Markdown file for the questions and their answers.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Compare methods, strengths, seeds, data sets and models at equal conditions; resumes."""
+    with _command(as_json=as_json) as print_json:
+        print(f"Comparing by {plan}; loading the libraries ...", file=sys.stderr, flush=True)
+        from ..compare.tables import terminal
+        from ..records import plain
+        from .compare import check_whole, run_compare
+
+        try:
+            made = run_compare(
+                plan, output, workers=workers, engine=engine, address=address, evidence=evidence,
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("Stopped; the same command goes on with the cells left.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if as_json:
+            print_json(plain(made))
+        else:
+            print("\n".join(terminal(made)))
+        check_whole(made)
 
 
 @app.command()

@@ -43,11 +43,7 @@ class Lineage:
     """The runs before, first to last."""
 
     def safety_tokens(self, path: str | None) -> SafetyTokens | None:
-        """The tokens in a file, or those of the run before; None if there is neither.
-
-        Raises:
-            InputError: If the chain was held with other tokens.
-        """
+        """The tokens in a file, or those of the run before, refused if they differ."""
         if path is None and self.folder is None:
             return None
         path = str(self.folder / TOKENS) if path is None and self.folder else str(path)
@@ -60,14 +56,7 @@ class Lineage:
         return tokens
 
     def check_base(self, weights: str) -> None:
-        """Refuse an aligned model that is not the one that the chain began with.
-
-        Args:
-            weights: Fingerprint of the weights of what is now called `base`.
-
-        Raises:
-            InputError: If it differs from the recorded one.
-        """
+        """Refuse weights of `base`, by their fingerprint, that the chain did not begin with."""
         if self.weights is not None and weights != self.weights:
             raise InputError(
                 f"{self.base}: its weights are not those that the runs before were held to "

@@ -94,11 +94,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """The run in a folder.
-
-        Raises:
-            InputError: If its `run.json` is missing, damaged, or of another version.
-        """
+        """The run in a folder; refused where it is missing, damaged, or of another version."""
         return records.read(cls, folder / RUN, "run file", remedy=_REMEDY, others=True)
 
     def write(self, folder: Path) -> None:
@@ -109,17 +105,7 @@ class Run:
 def check_free(
     output: Path, settings: Mapping[str, Any], fingerprint: str, *, resumes: bool
 ) -> None:
-    """Refuse an output folder that holds another run, or this one where it is not resumed.
-
-    Args:
-        output: The folder.
-        settings: Those of the run that wants it.
-        fingerprint: Of the settings among them that steer the training, and of the data.
-        resumes: Whether the run in it is to be resumed.
-
-    Raises:
-        InputError: If it may not be used.
-    """
+    """Refuse an output folder that holds another run, or this one where it is not resumed."""
     if not (output / RUN).is_file():
         return
     other = Run.read(output)

@@ -7,7 +7,7 @@ In order: settings, output folder, data, model, safety tokens, training, files.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from ..chat.chat_model import ChatModel
 from ..chat.loading import check_model_folder, load
 from ..errors import InputError
 from ..method.adapters import weights_fingerprint
@@ -43,6 +44,7 @@ from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
 from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
 from .training_data import read_training_data, split_of
+from .tune_method import with_method
 from .tune_settings import Settings, is_plain, parse
 
 _log = logging.getLogger(__name__)
@@ -100,7 +102,11 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
     with in_one_line():
-        trainer = STRTrainer(
+        kind, more, train_rows = with_method(
+            settings, ChatModel(reference_model or model, tokenizer), tokens, train_rows,
+            second=reference_model is not None,
+        )  # fmt: skip
+        trainer = kind(
             model,
             training,
             safety_tokens=tokens,
@@ -109,6 +115,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
             eval_dataset=eval_rows,
             processing_class=tokenizer,
             peft_config=None if lineage.adapter else get_peft_config(settings.model),
+            **more,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -206,7 +213,7 @@ def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) ->
         )  # fmt: skip
 
 
-def _log_of(trainer: STRTrainer) -> tuple[dict[str, Any], ...]:
+def _log_of(trainer: STRTrainer) -> tuple[Mapping[str, Any], ...]:
     return tuple(
         {key: value if is_plain(value) else None for key, value in entry.items()}
         for entry in trainer.state.log_history
@@ -238,10 +245,11 @@ def _warn_of_little(run: Run) -> None:
 def summary(run: Run) -> str:
     """What a finished run left, and what to do next, for the terminal."""
     output, (losses, drifts) = run.settings["output_dir"], _figures(run)
+    held = "held" if run.settings["method"] == "str" else "measured"
     adapted = (Path(output) / "adapter_config.json").is_file()
     lines = [f"Written to {output}: {'adapter' if adapted else 'model'}, {TOKENS}, run.json."]
     lines.append(
-        f"{run.steps} steps in {run.seconds:.0f} s; {run.safety_tokens['num']} tokens held."
+        f"{run.steps} steps in {run.seconds:.0f} s; {run.safety_tokens['num']} tokens {held}."
     )
     if losses:
         lines.append(
@@ -327,18 +335,14 @@ def _resolved(name: str) -> str:
 
 def _load_model(name: str, settings: Settings) -> Any:
     training, model = settings.training, settings.model
-    kwargs: dict[str, Any] = {
-        "revision": model.model_revision,
-        "trust_remote_code": training.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    }
-    if (quantization := get_quantization_config(model)) is not None:
-        kwargs["quantization_config"] = quantization
+    quantization = get_quantization_config(model)
+    settled = {} if quantization is None else {"quantization_config": quantization}
     if isinstance(training.model_init_kwargs, dict):
-        kwargs |= training.model_init_kwargs
+        settled |= training.model_init_kwargs
     training.model_init_kwargs = None
-    return load(AutoModelForCausalLM, name, **kwargs)
+    named = {each: getattr(model, each) for each in ("attn_implementation", "dtype")}
+    remote = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
+    return load(AutoModelForCausalLM, name, **{**named, **remote, **settled})
 
 
 def _checkpoint(given: Any, output: Path) -> str | bool | None:
@@ -376,10 +380,12 @@ def _safety_tokens(
     return found
 
 
-def _fingerprint(settings: Settings, plain: dict[str, Any]) -> str:
+def _fingerprint(settings: Settings, plain: Mapping[str, Any]) -> str:
     """What makes a run the same run: its data, and the settings that steer the training."""
     steering = {name: value for name, value in plain.items() if not is_idle(name)}
     name = settings.script.dataset_name
     data = sha256_of(name) if name and Path(name).is_file() else str(name)
     mixture = str([asdict(each) for each in settings.mixture.datasets])
-    return fingerprint([as_json(steering), data, mixture])
+    file = settings.method.method_file
+    more = [] if file is None else [sha256_of(file)]
+    return fingerprint([as_json(steering), data, mixture, *more])
