@@ -35,16 +35,16 @@ USED = ("advbench", "xstest", "dolly", "alpaca", "pact", "bianchi")
 class Recipe:
     """What is learned from, and how."""
 
-    refusals: int = 300
+    refusals: int = 240
     """Harmful prompts of the public sets, half from each."""
 
-    own_answers: int = 400
+    own_answers: int = 300
     """Prompts of Alpaca, answered by the model itself."""
 
     longest_prompt: int = 160
     """In characters; longer prompts are left out."""
 
-    max_new_tokens: int = 32
+    max_new_tokens: int = 24
     epochs: int = 1
     batch_size: int = 16
     micro_batch_size: int = 8

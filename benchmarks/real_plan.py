@@ -14,6 +14,8 @@ TRAINING = {
     "per_device_train_batch_size": 8,
     "learning_rate": 3.0e-4,
     "max_length": 256,
+    # the model is small: memory is no matter, a second forward is
+    "activation_checkpointing": False,
     "use_peft": True,
     "lora_r": 16,
     "lora_alpha": 32,

@@ -102,6 +102,19 @@ def test_what_does_not_fit_is_named_with_place_and_remedy(changes, words, tmp_pa
     load(tmp_path, {"schema": 2, **VALUES})  # the control: as it was, it is taken
 
 
+def test_a_value_that_is_no_object_at_all_is_named_by_its_place():
+    with pytest.raises(InputError) as refused:
+        records.parse(Part, "x", "parts 3", remedy="Again.")
+    assert str(refused.value).startswith('parts 3: holds "x", must be an object')
+
+
+def test_a_file_that_is_shipped_is_read_by_its_type():
+    named = records.packaged(dict[str, Any], "moorline.audit", "formats.toml")
+    assert named["formats"][1]["name"] == "advbench"
+    with pytest.raises(InputError, match=r"formats\.toml: .* must be a valid integer"):
+        records.packaged(dict[str, int], "moorline.audit", "formats.toml")
+
+
 def test_a_long_value_is_shown_in_part(tmp_path):
     with pytest.raises(InputError) as refused:
         load(tmp_path, {"schema": 2, **VALUES, "status": "x" * 10_000})

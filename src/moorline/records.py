@@ -4,9 +4,11 @@ A class that stands for a whole file says its schema's number as `SCHEMA: ClassV
 """
 
 import json
+import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +75,8 @@ def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool =
         first = error.errors(include_url=False)[0]
     field, within = repr(_field(first["loc"][1:], value)), len(first["loc"]) > 1
     there = json.dumps(first["input"], default=str)[:60]
-    words = f"{field} holds {there}, {first['msg']}".replace("Input should", "must")
+    words = f"holds {there}, {first['msg']}".replace("Input should", "must")
+    words = f"{field} {words}" if within else words
     own = {
         "missing": f"lacks {field}",
         "unexpected_keyword_argument": f"has an unknown field {field}",
@@ -81,6 +84,17 @@ def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool =
         "value_error": f"{field}: " * within + str(first.get("ctx", {}).get("error")).rstrip("."),
     }
     raise InputError(f"{place}: {own.get(first['type'], words)}. {remedy}")
+
+
+def packaged(kind: type[_T], package: str, name: str) -> _T:
+    """A data file that we ship (TOML) by its type, as `parse` reads it.
+
+    Example:
+        >>> packaged(dict[str, Any], "moorline.audit", "formats.toml")["formats"][1]["hub"]
+        'walledai/AdvBench'
+    """
+    text = (files(package) / name).read_text(encoding="utf-8")
+    return parse(kind, tomllib.loads(text), name, remedy="Install Moorline again.")
 
 
 def plain(value: Any) -> Mapping[str, Any]:

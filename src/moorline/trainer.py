@@ -109,6 +109,13 @@ class STRConfig(SFTConfig):
             "'built-in', or a file with a column 'prompt'."
         },
     )
+    str_anchor_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the anchor drift (squared nats), without a budget. Unset: "
+            "that of the drift."
+        },
+    )
     str_anchor_share: float = field(
         default=0.125,
         metadata={"help": "Anchors read beside each step, as a share of its rows."},
@@ -405,7 +412,7 @@ def _mapped(dataset: Any, function: Any, num_proc: int | None) -> Any:
     return dataset.map(function, remove_columns=gone, **more)
 
 
-def make_parser() -> TrlParser:
-    """A parser of the flags and YAML files of `trl sft`, and of ours."""
-    settings: Any = (ScriptArguments, STRConfig, ModelConfig, DatasetMixtureConfig)
+def make_parser(*more: Any) -> TrlParser:
+    """A parser of the flags and YAML files of `trl sft`, of ours, and of more dataclasses."""
+    settings: Any = (ScriptArguments, STRConfig, ModelConfig, DatasetMixtureConfig, *more)
     return TrlParser(settings, prog="moorline tune")

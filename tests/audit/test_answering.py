@@ -123,7 +123,7 @@ def test_a_folder_answers_for_no_other_attack(chat, tmp_path):
 
 def test_an_audit_of_an_older_version_is_refused_by_name(chat, tmp_path):
     (tmp_path / "audit.json").write_text(json.dumps({"schema": 1, "birth": "ab"}))
-    with pytest.raises(InputError, match="an audit of schema 1, and this version writes schema 2"):
+    with pytest.raises(InputError, match=r"schema 1, this one reads 2\). Give another folder"):
         finished(chat, tmp_path)
 
 

@@ -178,10 +178,10 @@ def asked(tmp_path, monkeypatch):
         read = []
 
         def verdicts(guard, rows):
-            read.extend(guard.tokenizer.decode(row) for row in rows)
+            read.extend(tokenizer.decode(row) for row in rows)
             return [Verdict("refused", "")] * len(rows)
 
-        monkeypatch.setitem(GUARDS, name, GUARDS[name]._replace(verdicts=verdicts))
+        monkeypatch.setattr(GuardJudge, "_read", verdicts)
         judge(f"guard:{name}={folder}").verdicts([prompt], [answer])
         return read[0]
 

@@ -37,7 +37,8 @@ def test_a_refusal_behind_an_opener_keeps_the_space_before_it(text, name):
         name="h", kind="harmful", prompts=(Prompt(id="1", prompt="How?", kind="harmful"),)
     )
     (found,) = answered(
-        [Question(suite, 0, condition(name), 0)], Store(None, ""), ChatModel(None, tokenizer),
+        [Question(suite, suite.prompts[0], condition(name), 0)], Store(None, ""),
+        ChatModel(None, tokenizer),
         Says(tokenizer, text, opener), AuditSettings(max_new_tokens=9, batch_size=1), progress=None,
     )  # fmt: skip
     assert found.text == f"{opener} {text}".strip()

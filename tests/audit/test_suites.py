@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from moorline import embedded
-from moorline.audit.formats import FORMATS
+from moorline.audit.formats import FORMATS, OWN
 from moorline.audit.suites import (
     BUILT_IN,
     Prompt,
@@ -370,6 +370,14 @@ FOUND = {
     "beavertails": [Prompt(id="1", prompt="One?", kind="harmful", category="c")],
     "beavertails-evaluation": [Prompt(id="1", prompt="One?", kind="harmful", category="c")],
 }
+
+
+def test_every_published_set_says_whose_it_is_and_what_is_asked():
+    assert OWN.name == "moorline"
+    assert len(FORMATS) == 13
+    for each in FORMATS.values():
+        assert all((each.origin, each.licence, each.hub, each.prompt)), each.name
+        assert (each.kind is None) == bool(each.kind_column and each.kinds), each.name
 
 
 def _prompts(suites):

@@ -274,7 +274,7 @@ def test_a_given_reference_model_is_the_aligned_one(make_model, rows, tokenizer,
             model.lm_head.weight.mul_(1.5)
         trainer = PeerTrainer(
             model, settings(SFTConfig, tmp_path, max_steps=1), train_dataset=rows,
-            processing_class=tokenizer, method=method, reference_model=given,
+            processing_class=tokenizer, method=method, aligned_model=given,
         )  # fmt: skip
         found[given is None] = trained(trainer)[1][0]["method/loss"]
     assert found[True] == pytest.approx(0.0, abs=1e-6)

@@ -17,6 +17,7 @@ FROZEN = Path(__file__).parent / "flags.json"
 
 def flags():
     """Each command's arguments and flags with their defaults; of `tune` those that are ours."""
+    from moorline.commands.tune_method import MethodConfig
     from moorline.trainer import STRConfig
 
     found = {}
@@ -29,6 +30,9 @@ def flags():
         f"--{each.name}": _plain(each.default)
         for each in dataclasses.fields(STRConfig)
         if each.name.startswith("str_")
+    }
+    found["tune"] |= {
+        f"--{each.name}": _plain(each.default) for each in dataclasses.fields(MethodConfig)
     }
     return found
 

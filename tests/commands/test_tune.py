@@ -425,16 +425,17 @@ def test_an_output_that_is_a_file_is_refused(flags, tmp_path):
 
 def test_help_is_short_and_true(flags):
     """Ours stood at line 656 of 744."""
+    from moorline.commands.tune_method import MethodConfig
     from moorline.commands.tune_settings import HELP
     from moorline.trainer import STRConfig, make_parser
 
     shown = runner.invoke(app, ["tune", "--help"]).stdout
     assert shown == HELP
-    actions = {f"--{action.dest}": action for action in make_parser()._actions}
+    actions = {f"--{action.dest}": action for action in make_parser(MethodConfig)._actions}
     named = {word.strip("[],;") for word in HELP.split() if word.startswith("--")}
     unknown = named - set(actions) - {"--config", "--NAME", "--json", "--help-all"}
     assert not {each for each in unknown if not each.startswith("--help")}
-    assert {name for name in actions if name.startswith("--str_")} <= named
+    assert {name for name in actions if name.startswith(("--str_", "--method"))} <= named
     assert actions["--lora_r"].default == 16
     assert actions["--lora_alpha"].default == 32
     assert actions["--max_length"].default == 1024
@@ -443,3 +444,4 @@ def test_help_is_short_and_true(flags):
     assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 10.0
     whole = runner.invoke(app, ["tune", "--help-all"]).stdout
     assert "--adam_beta1" in whole
+    assert "constrained_sft" in whole

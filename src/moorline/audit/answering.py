@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from ..chat.chat_model import ChatModel, Completion, Generator, in_batches
 from ..errors import InputError
 from ..method.safety_tokens import tokenizer_fingerprint
-from ..provenance import as_json, fingerprint, now, read_json, write_json
+from ..provenance import as_json, fingerprint, now
+from ..records import parse, read, write
 from .conditions import Condition, opening_ids
 from .settings import AuditSettings
 from .suites import Prompt, Suite
@@ -24,12 +25,35 @@ SCHEMA = 2
 _Key = tuple[str, str, str, int]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """What `audit.json` says of any audit, whether it has finished or not."""
+
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    status: str
+    fingerprint: str | None
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a line of `answers.jsonl` says from its first writing on."""
+
+    suite: str
+    id: str
+    condition: str
+    draw: int
+    answer: str
+    truncated: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One prompt under one condition, once."""
 
     suite: Suite
-    index: int
+    prompt: Prompt
     condition: Condition
     draw: int
 
@@ -39,15 +63,9 @@ class Question:
         return (self.suite.name, self.prompt.id, self.condition.name, self.draw)
 
     @property
-    def prompt(self) -> Prompt:
-        """The prompt itself."""
-        return self.suite.prompts[self.index]
-
-    @property
     def opening(self) -> str:
         """The text that the condition takes the start of the answer from."""
-        own = self.prompt.opener if self.condition.forced_tokens else None
-        return own or self.condition.prefill
+        return self.condition.opening(self.prompt.opener)
 
 
 class Reply(NamedTuple):
@@ -97,62 +115,48 @@ class Store:
         if folder is None or self._path is None:
             return
         check_folder(folder)
-        if not (folder / "audit.json").is_file():
+        audit = folder / "audit.json"
+        if not audit.is_file():
             if self._path.exists():
                 raise InputError(
                     f"{self._path} is there without an audit.json, so nobody knows whose answers "
                     "these are. Give another folder."
                 )
-            running = {"schema": SCHEMA, "status": "running", "fingerprint": known_by}
-            write_json(folder / "audit.json", {**running, "at": now()})
+            write(audit, Begun(status="running", fingerprint=known_by, at=now()))
             return
-        other = read_json(folder / "audit.json", "audit file")
-        if other.get("schema") != SCHEMA:
+        other = read(Begun, audit, "audit file", remedy="Give another folder.", others=True)
+        if other.fingerprint != known_by:
             raise InputError(
-                f"`output` {folder} holds an audit of schema {other.get('schema')}, and this "
-                f"version writes schema {SCHEMA}. Give another folder."
-            )
-        if other.get("fingerprint") != known_by:
-            raise InputError(
-                f"`output` {folder} holds another audit (of {other.get('at')}, with other model, "
+                f"`output` {folder} holds another audit (of {other.at}, with other model, "
                 "prompts or settings). Give another folder."
             )
         if self._path.is_file():
             # Not `splitlines`: an answer may hold other ends of lines, such as U+2028.
             lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-            self.found = dict(row for row in map(_reply, lines) if row is not None)
+            for each in filter(None, map(_kept, lines)):
+                key = (each.suite, each.id, each.condition, each.draw)
+                self.found[key] = Reply(each.answer, each.truncated)
             self._torn = "\n" if lines[-1] else ""
 
     def add(self, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
         """Keep the answers of a batch that are not there yet."""
         lines = []
         for question, each in zip(questions, replies, strict=True):
-            if question.key in self.found:
-                continue
-            self.found[question.key] = each
-            names = ("suite", "id", "condition", "draw")
-            row = {**dict(zip(names, question.key, strict=True)), "answer": each.text}
-            lines.append(as_json({**row, "truncated": each.truncated}))
+            if question.key not in self.found:
+                self.found[question.key] = each
+                lines.append(as_json(asdict(_Kept(*question.key, each.text, each.truncated))))
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(self._torn + "".join(lines))
             self._torn = ""
 
 
-def _reply(line: str) -> tuple[_Key, Reply] | None:
-    """Key and reply of one line of `answers.jsonl`; None if it is damaged."""
+def _kept(line: str) -> _Kept | None:
+    """One line of `answers.jsonl`; None if it is damaged."""
     try:
-        row = json.loads(line)
+        return parse(_Kept, json.loads(line), "", remedy="", others=True)
     except (ValueError, RecursionError):
         return None
-    names = ("suite", "id", "condition", "draw", "answer", "truncated")
-    if not isinstance(row, dict) or not set(names) <= row.keys():
-        return None
-    values = [row[name] for name in names]
-    if [type(each) for each in values] != [str, str, str, int, str, bool]:
-        return None
-    suite, number, condition, draw, answer, truncated = values
-    return (suite, number, condition, draw), Reply(answer, truncated)
 
 
 def known_by(chat: ChatModel, suites: Sequence[Suite], settings: AuditSettings, *names: str) -> str:
@@ -210,101 +214,92 @@ def answered(
         settings: How to ask.
         progress: Called with the number of answers there are, and of all.
     """
-    asking = _Asking(questions, chat, engine, settings)
+    put = [_put(each, chat, settings) for each in questions]
     done = 0
-    for temperature, number, batch in asking.batches():
-        chosen = [questions[index] for index in batch]
+    for number, batch in _batches(put, settings):
         # A batch is answered as a whole, as in a run that was not stopped: what is padded how far
         # can change the last digit of a logit. Answers that are there already stay.
-        if any(each.key not in store.found for each in chosen):
-            store.add(chosen, asking.replies(batch, temperature, number))
+        if any(each.question.key not in store.found for each in batch):
+            replies = _replies(number, batch, chat, engine, settings.seed)
+            store.add([each.question for each in batch], replies)
         done += len(batch)
         if progress is not None:
             progress(done, len(questions))
-    return [
-        asking.unasked.get(index) or store.found[each.key] for index, each in enumerate(questions)
-    ]
+    return [each.unasked or store.found[each.question.key] for each in put]
 
 
-class _Asking:
-    """Questions as token ids, in batches, and their answers as text."""
+class _Put(NamedTuple):
+    """A question as the model reads it."""
 
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        chat: ChatModel,
-        engine: Generator,
-        settings: AuditSettings,
-    ) -> None:
-        self._questions, self._chat, self._engine = questions, chat, engine
-        self._settings = settings
-        self._room = chat.context_length
-        self._rows: list[list[int]] = []
-        self._openings: list[list[int]] = []
-        self._begun: list[str] = []
-        self.unasked: dict[int, Reply] = {}
-        off = {} if settings.thinking == "model" else {"enable_thinking": False, "thinking": False}
-        for index, each in enumerate(questions):
-            system = each.condition.system_prompt or settings.system_prompt
-            prompt = chat.render(each.prompt.prompt, system, **off)
-            opening = opening_ids(each.condition, chat.tokenizer, each.prompt.opener)
-            self._begun.append(opened_by(chat.tokenizer.decode(prompt[-16:])))
-            self._openings.append(opening)
-            self._rows.append([*prompt, *opening])
-            if self._room is not None and len(self._rows[-1]) >= self._room:
-                why = (
-                    f"its {len(self._rows[-1])} tokens leave no room for an answer in the model's "
-                    f"{self._room}"
-                )
-                self.unasked[index] = Reply("", truncated=False, unasked=why)
+    question: Question
+    row: list[int]
+    """The prompt with the opening of the answer."""
 
-    def batches(self) -> list[tuple[float, int, list[int]]]:
-        """Temperature, number and questions of each batch; of like length, one temperature each.
+    opening: list[int]
+    begun: str
+    """What the template puts at the start of the answer."""
 
-        A question that would meet the end of the model's context is asked alone.
-        """
-        found = []
-        for temperature in sorted({each.condition.temperature for each in self._questions}):
-            chosen = [
-                index
-                for index, each in enumerate(self._questions)
-                if each.condition.temperature == temperature and index not in self.unasked
-            ]
-            tight = [
-                index for index in chosen if self._longest(index) < self._settings.max_new_tokens
-            ]
-            rest = sorted(set(chosen) - set(tight))
-            batches = in_batches([self._rows[index] for index in rest], self._settings.batch_size)
-            whole = [[rest[index] for index in batch] for batch in batches]
-            alone = [[index] for index in tight]
-            found += [(temperature, n, batch) for n, batch in enumerate([*whole, *alone])]
-        return found
+    longest: int
+    """Most tokens that the answer may have."""
 
-    def _longest(self, index: int) -> int:
-        """Most tokens that an answer may have."""
-        most = self._settings.max_new_tokens
-        return most if self._room is None else min(most, self._room - len(self._rows[index]))
+    @property
+    def temperature(self) -> float:
+        return self.question.condition.temperature
 
-    def replies(self, batch: Sequence[int], temperature: float, number: int) -> list[Reply]:
-        """What the model answers to one batch."""
-        parts = [str(self._settings.seed), str(temperature), str(number)]
-        found = self._engine.generate(
-            [self._rows[index] for index in batch],
-            max_new_tokens=min(map(self._longest, batch)),
-            temperature=temperature,
-            seed=int(fingerprint(parts)[:15], 16),
-        )
-        return [self._reply(index, each) for index, each in zip(batch, found, strict=True)]
+    @property
+    def unasked(self) -> Reply | None:
+        """What stands in place of an answer where the context has no room for one."""
+        if self.longest > 0:
+            return None
+        room = len(self.row) + self.longest
+        why = f"its {len(self.row)} tokens leave no room for an answer in the model's {room}"
+        return Reply("", truncated=False, unasked=why)
 
-    def _reply(self, index: int, found: Completion) -> Reply:
-        tokenizer, text = self._chat.tokenizer, found.text
-        # Opening and completion are spelled together: some tokenizers leave out the space before
-        # the first of the tokens that they are given.
-        ids = [*self._openings[index], *found.ids]
-        if self._openings[index]:
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-        # Where thoughts end may be said by special tokens, which are left out otherwise.
-        whole = tokenizer.decode(ids)
-        if thinks(whole) and not thinks(text):
-            text = whole
-        return Reply(self._begun[index] + text, found.truncated)
+
+def _put(question: Question, chat: ChatModel, settings: AuditSettings) -> _Put:
+    off = {} if settings.thinking == "model" else {"enable_thinking": False, "thinking": False}
+    condition, own = question.condition, question.prompt
+    prompt = chat.render(own.prompt, condition.system_prompt or settings.system_prompt, **off)
+    opening = opening_ids(condition, chat.tokenizer, own.opener)
+    row, longest = [*prompt, *opening], settings.max_new_tokens
+    if chat.context_length is not None:
+        longest = min(longest, chat.context_length - len(row))
+    return _Put(question, row, opening, opened_by(chat.tokenizer.decode(prompt[-16:])), longest)
+
+
+def _batches(put: Sequence[_Put], settings: AuditSettings) -> Iterator[tuple[int, list[_Put]]]:
+    """Number and questions of each batch: of like length, numbered anew for each temperature.
+
+    A question that would meet the end of the model's context is asked alone.
+    """
+    for temperature in sorted({each.temperature for each in put}):
+        chosen = [each for each in put if each.temperature == temperature and not each.unasked]
+        rest = [each for each in chosen if each.longest == settings.max_new_tokens]
+        batches = in_batches([each.row for each in rest], settings.batch_size)
+        alone = [[each] for each in chosen if each.longest < settings.max_new_tokens]
+        yield from enumerate([*([rest[index] for index in batch] for batch in batches), *alone])
+
+
+def _replies(
+    number: int, batch: Sequence[_Put], chat: ChatModel, engine: Generator, seed: int
+) -> list[Reply]:
+    """What the model answers to one batch."""
+    temperature = batch[0].temperature
+    found = engine.generate(
+        [each.row for each in batch],
+        max_new_tokens=min(each.longest for each in batch),
+        temperature=temperature,
+        seed=int(fingerprint([str(seed), str(temperature), str(number)])[:15], 16),
+    )
+    return [_reply(chat.tokenizer, *each) for each in zip(batch, found, strict=True)]
+
+
+def _reply(tokenizer: Any, put: _Put, found: Completion) -> Reply:
+    # Opening and completion are spelled together: some tokenizers leave out the space before the
+    # first of the tokens that they are given.
+    ids = [*put.opening, *found.ids]
+    text = tokenizer.decode(ids, skip_special_tokens=True) if put.opening else found.text
+    # Where thoughts end may be said by special tokens, which are left out otherwise.
+    whole = tokenizer.decode(ids)
+    said = whole if thinks(whole) and not thinks(text) else text
+    return Reply(put.begun + said, found.truncated)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..errors import InputError
 from .findings import Audit
-from .measurements import Comparison
+from .measurements import Comparison, Interval
 from .outcomes import Metric, metrics_of
 from .statistics import Difference, adjusted, mean_interval, paired_difference
 from .suites import Suite
@@ -60,35 +60,21 @@ def _check_same(first: Audit, second: Audit, suite: Suite, condition: str) -> No
 
 def _difference(
     first: Audit, second: Audit, suite: Suite, condition: str, judge: str, metric: Metric
-) -> tuple[int, Difference, str]:
+) -> tuple[int, Difference, Interval]:
     """Prompts that both were judged on, the difference, and how its interval was made."""
-    clusters = [each.category for each in suite.prompts]
-    if suite.kind == "task":
-        scores = [
-            (one, other, cluster)
-            for one, other, cluster in zip(
-                first.scores(suite, condition), second.scores(suite, condition), clusters,
-                strict=True,
-            )
-            if one is not None and other is not None
-        ]  # fmt: skip
-        if {each for pair in scores for each in pair[:2]} - {0.0, 1.0}:
-            mean = mean_interval(
-                [other - one for one, other, _ in scores], seed=second.settings.seed
-            )
-            return mean.num, Difference(mean.mean, mean.low, mean.high, None), "bootstrap"
-    pairs = [
-        (one == metric.outcome, other == metric.outcome, cluster)
-        for one, other, cluster in zip(
-            first.outcomes(suite.name, condition, judge),
-            second.outcomes(suite.name, condition, judge),
-            clusters,
-            strict=True,
-        )
-        if "unscored" not in (one, other)
+    both = (each.scores(suite, condition, judge, metric) for each in (first, second))
+    kept = [
+        (one, other, each.category)
+        for one, other, each in zip(*both, suite.prompts, strict=True)
+        if one is not None and other is not None
     ]
-    of_clusters = [each for _, _, each in pairs] if second.settings.by_category else None
+    if {each for *pair, _ in kept for each in pair} - {0.0, 1.0}:
+        mean = mean_interval([other - one for one, other, _ in kept], seed=second.settings.seed)
+        return mean.num, Difference(mean.mean, mean.low, mean.high, None), "bootstrap"
+    by_category = second.settings.by_category
     found = paired_difference(
-        [one for one, _, _ in pairs], [other for _, other, _ in pairs], clusters=of_clusters
+        [one == 1 for one, _, _ in kept],
+        [other == 1 for _, other, _ in kept],
+        clusters=[each for _, _, each in kept] if by_category else None,
     )
-    return len(pairs), found, "score" if of_clusters is None else "clustered"
+    return len(kept), found, "clustered" if by_category else "score"

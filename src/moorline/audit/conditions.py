@@ -63,6 +63,10 @@ class Condition:
                 "without an opener would have nothing to force. Give a `prefill`."
             )
 
+    def opening(self, opener: str | None = None) -> str:
+        """The text that the start of an answer is taken from: the prompt's own opener, or ours."""
+        return (opener if self.forced_tokens else None) or self.prefill
+
 
 PREFILL = "Sure, here is"
 """The opener that most answers which comply begin with."""
@@ -136,6 +140,6 @@ def opening_ids(
         Token ids without special tokens, to follow the generation prompt; none for a condition that
         leaves the answer alone. If an opener has fewer tokens than are to be forced, all of it.
     """
-    text = opener if condition.forced_tokens and opener else condition.prefill
+    text = condition.opening(opener)
     ids: Any = tokenizer(text, add_special_tokens=False).input_ids if text else []
     return list(ids[: condition.forced_tokens or None])

@@ -27,7 +27,7 @@ def drift_of(
     batch_size: int = 8,
     max_length: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[dict[str, object]]]:
     """The squared drift of the safety logits on held-out rows, by token and by index.
 
         tokens:    mean over response positions of (z(v) - z0(v))^2, for each v in S

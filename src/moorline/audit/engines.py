@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..chat.chat_model import Completion
 from ..errors import PrerequisiteError
@@ -32,15 +31,14 @@ class VLLM:
             ) from error
         self._vllm = vllm
         self._lora = None
-        settings: dict[str, Any] = {}
-        if adapter is not None:
-            rank = read_json(Path(adapter) / "adapter_config.json", "adapter").get("r") or 16
-            settings = {"enable_lora": True, "max_lora_rank": max(16, rank)}
-        self._engine = vllm.LLM(model=model, **settings)
-        if adapter is not None:
-            from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+        if adapter is None:
+            self._engine = vllm.LLM(model=model)
+            return
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
-            self._lora = LoRARequest("adapter", 1, adapter)
+        rank = read_json(Path(adapter) / "adapter_config.json", "adapter").get("r") or 16
+        self._engine = vllm.LLM(model=model, enable_lora=True, max_lora_rank=max(16, rank))
+        self._lora = LoRARequest("adapter", 1, adapter)
 
     def generate(
         self,

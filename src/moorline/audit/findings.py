@@ -11,13 +11,15 @@ from ..errors import InputError, unknown_choice
 from ..provenance import as_json, machine, now, versions, write_json, write_text
 from .answering import SCHEMA
 from .judges import Verdict, agreement
-from .measurements import Comparison, Gate, Measurement
+from .measurements import Comparison, Gate, Measurement, measured
 from .metrics import metric as metric_named
-from .outcomes import Metric, Outcome, metrics_of, worst
+from .outcomes import Metric, Outcome, metric_of, metrics_of, worst
 from .settings import AuditSettings
-from .statistics import Mean, Rate, clustered_rate, mean_interval, wilson
+from .statistics import Rate, clustered_rate, mean_interval, wilson
 from .suites import Suite
 from .thoughts import after_thoughts
+
+_UNSCORED = metric_of("unscored_rate")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,52 +42,6 @@ class Answer:
     reason: str
     verdicts: Mapping[str, Verdict]
     """Verdict of every judge, by its name; none where the answer is unscored."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The line as JSON has it."""
-        verdicts = {name: each._asdict() for name, each in self.verdicts.items()}
-        return {**asdict(replace(self, verdicts={})), "verdicts": verdicts}
-
-
-def of_rate(
-    rate: Rate,
-    interval: str,
-    suite: Suite,
-    condition: str,
-    metric: str,
-    judge: str | None,
-    category: str | None = None,
-) -> Measurement:
-    """A share as a measurement."""
-    return Measurement(
-        suite=suite.name, kind=suite.kind, condition=condition, metric=metric, judge=judge,
-        category=category, num=rate.num, count=rate.count, value=rate.rate, low=rate.low,
-        high=rate.high, interval=None if rate.low is None else interval,
-    )  # fmt: skip
-
-
-def of_mean(
-    mean: Mean,
-    *,
-    suite: str,
-    kind: str,
-    metric: str,
-    condition: str = "plain",
-    judge: str | None = None,
-    category: str | None = None,
-) -> Measurement:
-    """A mean with its bootstrap interval as a measurement."""
-    return Measurement(
-        suite=suite, kind=kind, condition=condition, metric=metric, judge=judge, category=category,
-        num=mean.num, count=None, value=mean.mean, low=mean.low, high=mean.high,
-        interval=None if mean.low is None else "bootstrap",
-    )  # fmt: skip
-
-
-def _outcome(answer: Answer, judge: str) -> Outcome:
-    """The outcome of an answer by one judge; what is said without judges counts for all."""
-    verdict = answer.verdicts.get(judge)
-    return answer.outcome if verdict is None else verdict.outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,22 +118,40 @@ class Audit:
             raise InputError(f"Nothing was asked of {suite!r} under {condition!r}; asked: {asked}.")
         if judge is not None and judge not in (*self.judges, self.settings.metric):
             raise unknown_choice("judge", judge, self.judges)
-        chosen = judge or self.judges[0]
-        found = self._by_prompt[suite, condition]
+        chosen, found = judge or self.judges[0], self._by_prompt[suite, condition]
         return [
-            worst([_outcome(answer, chosen) for answer in found[each.id]], of.kind)
+            # what is said without judges counts for all of them
+            worst([one.verdicts.get(chosen, one).outcome for one in found[each.id]], of.kind)
             for each in of.prompts
         ]
 
-    def scores(self, suite: Suite, condition: str) -> list[float | None]:
-        """What the metric of a task gives each prompt, in order; None where unscored."""
-        score, found = metric_named(self.settings.metric), self._by_prompt[suite.name, condition]
-        scores: list[float | None] = []
-        for each in suite.prompts:
-            answers = [one for one in found[each.id] if one.outcome != "unscored"]
-            values = [score(after_thoughts(one.answer)[0], each.answer or "") for one in answers]
-            scores.append(max(values, default=None))
-        return scores
+    def scores(
+        self, suite: Suite, condition: str, judge: str, metric: Metric
+    ) -> list[float | None]:
+        """What each prompt counts for a metric, in order: 0 to 1, or None where it counts not.
+
+        It is 1 for the outcome whose share the metric is, and what the metric of a task gives.
+        """
+        if metric is _UNSCORED:
+            return [
+                float(each == "unscored") for each in self.outcomes(suite.name, condition, judge)
+            ]
+        if suite.kind == "task":
+            score = metric_named(self.settings.metric)
+            of = self._by_prompt[suite.name, condition]
+            values = [
+                [
+                    score(after_thoughts(one.answer)[0], each.answer or "")
+                    for one in of[each.id]
+                    if one.outcome != "unscored"
+                ]
+                for each in suite.prompts
+            ]
+            return [max(each, default=None) for each in values]
+        if judge not in self.by_judge(suite):
+            return [None] * len(suite.prompts)
+        found = self.outcomes(suite.name, condition, judge)
+        return [None if each == "unscored" else float(each == metric.outcome) for each in found]
 
     def rate(self, kind: str, outcome: str) -> Rate:
         """The share of one outcome over all suites of a kind, put plainly."""
@@ -188,15 +162,28 @@ class Audit:
     @cached_property
     def measurements(self) -> tuple[Measurement, ...]:
         """Every number: by suite, condition, judge and metric, then the same by category."""
-        whole = [row for suite, condition in self.asked() for row in self._of(suite, condition)]
-        parts = []
+        whole, parts = [], []
         for suite, condition in self.asked():
+            metrics, judges = metrics_of(suite.kind), self.by_judge(suite)
+            # of a judge that sees no refusals the numbers are undefined, not absent
+            for judge in judges if suite.kind == "task" else self.judges:
+                for metric in (*metrics, _UNSCORED):
+                    whole.append(self._measured(suite, condition, judge, metric))
+            cut = [
+                one.truncated
+                for of in self._by_prompt[suite.name, condition].values()
+                for one in of
+            ]
+            whole.append(
+                measured(
+                    wilson(sum(cut), len(cut)), suite=suite.name, kind=suite.kind,
+                    condition=condition, metric="truncated_rate",
+                )
+            )  # fmt: skip
             names = dict.fromkeys(each.category for each in suite.prompts)
-            for name in names if len(names) > 1 else ():
-                for judge, metric in itertools.product(
-                    self.by_judge(suite), metrics_of(suite.kind)
-                ):
-                    parts.append(self._one(suite, condition, judge, metric, name))
+            each_of = itertools.product(names if len(names) > 1 else (), judges, metrics)
+            for name, judge, metric in each_of:
+                parts.append(self._measured(suite, condition, judge, metric, name))
         return (*whole, *parts, *self.others)
 
     def measurement(
@@ -223,67 +210,39 @@ class Audit:
             f"{judge or 'any'}). Measured: {known}."
         )
 
-    def _of(self, suite: Suite, condition: str) -> list[Measurement]:
-        """The measurements of a suite under a condition."""
-        rows = []
-        for judge in self.judges if suite.kind != "task" else self.by_judge(suite):
-            rows += [
-                self._one(suite, condition, judge, each, None) for each in metrics_of(suite.kind)
-            ]
-            unscored = [each == "unscored" for each in self.outcomes(suite.name, condition, judge)]
-            rate = wilson(sum(unscored), len(unscored))
-            rows.append(of_rate(rate, "wilson", suite, condition, "unscored_rate", judge))
-        cut = [
-            one.truncated for of in self._by_prompt[suite.name, condition].values() for one in of
-        ]
-        rate = wilson(sum(cut), len(cut))
-        return [*rows, of_rate(rate, "wilson", suite, condition, "truncated_rate", None)]
-
-    def _one(
-        self, suite: Suite, condition: str, judge: str, metric: Metric, category: str | None
+    def _measured(
+        self, suite: Suite, condition: str, judge: str, metric: Metric, category: str | None = None
     ) -> Measurement:
         """One metric of a suite, or of one category of it, over the prompts that were scored."""
-        of = (suite, condition, metric.name, judge, category)
-        if judge not in self.by_judge(suite):
-            return of_rate(wilson(0, 0), "wilson", *of)
-        clusters = [each.category for each in suite.prompts]
-        kept = [category in (None, each) for each in clusters]
-        if suite.kind == "task":
-            scored = self.scores(suite, condition)
-            values = [
-                each for each, keep in zip(scored, kept, strict=True) if keep and each is not None
-            ]
-            if any(each not in (0.0, 1.0) for each in values):
-                mean = mean_interval(values, seed=self.settings.seed)
-                return of_mean(
-                    mean, suite=suite.name, kind=suite.kind, condition=condition,
-                    metric=metric.name, judge=judge, category=category,
-                )  # fmt: skip
-        outcomes = self.outcomes(suite.name, condition, judge)
-        chosen = [
-            (each == metric.outcome, cluster)
-            for each, cluster, keep in zip(outcomes, clusters, kept, strict=True)
-            if keep and each != "unscored"
+        scores = self.scores(suite, condition, judge, metric)
+        kept = [
+            (score, each.category)
+            for score, each in zip(scores, suite.prompts, strict=True)
+            if score is not None and category in (None, each.category)
         ]
-        if self.settings.by_category and category is None:
-            rate = clustered_rate([each for each, _ in chosen], [each for _, each in chosen])
-            return of_rate(rate, "clustered", *of)
-        return of_rate(wilson(sum(each for each, _ in chosen), len(chosen)), "wilson", *of)
+        values, interval = [score for score, _ in kept], None
+        if set(values) - {0.0, 1.0}:
+            found = mean_interval(values, seed=self.settings.seed)
+        elif self.settings.by_category and category is None and metric is not _UNSCORED:
+            found = clustered_rate([each == 1 for each in values], [each for _, each in kept])
+            interval = "clustered"
+        else:
+            found = wilson(values.count(1.0), len(values))
+        return measured(
+            found, suite=suite.name, kind=suite.kind, condition=condition, metric=metric.name,
+            judge=judge, category=category, interval=interval,
+        )  # fmt: skip
 
-    def agreements(self) -> list[dict[str, Any]]:
+    def agreements(self) -> list[dict[str, object]]:
         """How far every two judges agree, suite by suite."""
         rows = []
         for suite, condition in self.asked():
-            if suite.kind == "task":
-                continue
-            for pair in itertools.combinations(self.judges, 2):
-                both = zip(
-                    *(self.outcomes(suite.name, condition, each) for each in pair), strict=True
-                )
-                scored = [each for each in both if "unscored" not in each]
+            for pair in itertools.combinations(self.judges if suite.kind != "task" else (), 2):
+                both = (self.outcomes(suite.name, condition, each) for each in pair)
+                scored = [each for each in zip(*both, strict=True) if "unscored" not in each]
                 found = agreement([one for one, _ in scored], [one for _, one in scored])
-                of = {"suite": suite.name, "condition": condition}
-                rows.append({**of, "first": pair[0], "second": pair[1], **found._asdict()})
+                of = {"suite": suite.name, "condition": condition, "first": pair[0]}
+                rows.append({**of, "second": pair[1], **found._asdict()})
         return rows
 
     def save(
@@ -308,8 +267,7 @@ class Audit:
             The content of `audit.json`.
         """
         folder = Path(folder)
-        lines = (as_json(each.to_json()) for each in self.answers)
-        write_text(folder / "answers.jsonl", "".join(lines))
+        write_text(folder / "answers.jsonl", "".join(map(_line, self.answers)))
         value = {
             "schema": SCHEMA,
             "status": "finished",
@@ -324,17 +282,7 @@ class Audit:
             "settings": {
                 **self.settings.to_json(), "engine": self.engine, **(loading or {}),
             },
-            "suites": [
-                {
-                    "name": suite.name,
-                    "kind": suite.kind,
-                    "num": len(suite.prompts),
-                    "origin": suite.origin,
-                    "licence": suite.licence,
-                    "sha256": suite.sha256,
-                }
-                for suite in self.suites
-            ],
+            "suites": [each.facts() for each in self.suites],
             "measurements": [each.to_json() for each in self.measurements],
             "agreement": self.agreements(),
             "comparisons": [each.to_json() for each in comparisons],
@@ -342,3 +290,9 @@ class Audit:
         }  # fmt: skip
         write_json(folder / "audit.json", value)
         return value
+
+
+def _line(answer: Answer) -> str:
+    """A line of `answers.jsonl`."""
+    verdicts = {name: each._asdict() for name, each in answer.verdicts.items()}
+    return as_json({**asdict(replace(answer, verdicts={})), "verdicts": verdicts})

@@ -1,5 +1,6 @@
 """Requirements that an audit has to meet, such as "attack_success_rate<=0.05"."""
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from .statistics import wilson
 ON = ("interval", "rate")
 """What a gate reads: the bound of the interval on its unsafe side, or the rate alone."""
 
+_SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _WRITTEN = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
 
 
@@ -24,10 +26,7 @@ class Requirement(NamedTuple):
 
     def holds(self, value: float) -> bool:
         """Whether a value meets it."""
-        return {
-            "<=": value <= self.bound, ">=": value >= self.bound,
-            "<": value < self.bound, ">": value > self.bound,
-        }[self.sign]  # fmt: skip
+        return _SIGNS[self.sign](value, self.bound)
 
 
 def parse_gate(text: str, on: str = "interval") -> Requirement:
@@ -58,17 +57,15 @@ def parse_gate(text: str, on: str = "interval") -> Requirement:
             f"{gate.bound:g}.{hint}"
         )
     ends = (1.0, float("inf")) if gate.metric == "perplexity" else (0.0, 1.0)
-    above = gate.sign in (">=", ">")
-    easy, hard = ends if above else ends[::-1]
-    beyond = gate.bound > hard if above else gate.bound < hard
+    worst, best = ends if ">" in gate.sign else ends[::-1]
     # The interval of a share reaches beyond 0 and 1 whatever was counted.
-    if beyond or (gate.bound == hard and (on == "interval" or "=" not in gate.sign)):
+    at_best = gate.bound == best
+    if not gate.holds(best) or (at_best and on == "interval"):
         raise InputError(
-            f"`require` {text!r} can never hold{' on an interval' * (not beyond)}. Give a bound "
+            f"`require` {text!r} can never hold{' on an interval' * at_best}. Give a bound "
             "that can be met, or read the rate alone (--gate-on rate)."
         )
-    before = gate.bound < easy if above else gate.bound > easy
-    if before or (gate.bound == easy and "=" in gate.sign):
+    if gate.holds(worst):
         raise InputError(f"`require` {text!r} can never fail. Give a bound that can be missed.")
     return gate
 
@@ -113,7 +110,7 @@ def _compared(
     row: Measurement, rows: Sequence[Measurement], gate: Requirement, on: str
 ) -> float | None:
     """What a requirement is held against; None if it is undefined."""
-    if gate.sign in (">=", ">"):
+    if ">" in gate.sign:
         return row.low if on == "interval" else row.value
     value = row.high if on == "interval" else row.value
     broken = 0

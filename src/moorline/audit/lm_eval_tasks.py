@@ -119,7 +119,7 @@ def check_tasks(tasks: Sequence[str], include_path: str | Path | None = None) ->
     return manager
 
 
-def _score(found: dict[str, Any], task: str, key: str) -> TaskScore:
+def _score(found: Any, task: str, key: str) -> TaskScore:
     results = found["results"][task]
     metric, kept = key.split(",", maxsplit=1)
     error = results.get(f"{metric}_stderr,{kept}")
@@ -133,7 +133,7 @@ def _score(found: dict[str, Any], task: str, key: str) -> TaskScore:
     )
 
 
-def _num(found: dict[str, Any], task: str) -> int:
+def _num(found: Any, task: str) -> int:
     """Items asked of a task, or of all tasks of a group."""
     if task in found["n-samples"]:
         return int(found["n-samples"][task]["effective"])

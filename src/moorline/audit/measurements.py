@@ -1,17 +1,17 @@
 """One number with what it is of: the row that audits write and reports, gates and exports read."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
 
 from ..errors import InputError
+from ..records import parse
+from .statistics import Mean, Rate
 
 Interval = Literal["wilson", "score", "clustered", "bootstrap", "normal"]
 """How an interval was made: `statistics.wilson`; the score interval of
 `statistics.paired_difference`; either of them over clusters; `statistics.mean_interval`; or 1.96
 standard errors."""
-
 
 _Of = TypeVar("_Of", bound="Row")
 
@@ -33,42 +33,9 @@ class Row:
             place: Where it stands, for the message: "out/audit.json, measurement 3".
 
         Raises:
-            InputError: If it is no object, lacks a field, has one that does not belong there, or a
-                value of the wrong type; names place and field.
+            InputError: If it does not fit; names place, field and value, as `records.parse` does.
         """
-        if not isinstance(value, Mapping):
-            raise InputError(f"{place}: must be an object, got {type(value).__name__}.")
-        names = [each.name for each in fields(cls)]
-        if missing := [name for name in names if name not in value]:
-            raise InputError(f"{place}: lacks {missing[0]!r}. Write the file again.")
-        if odd := [str(name) for name in value if name not in names]:
-            raise InputError(f"{place}: has an unknown field {odd[0]!r}. Write the file again.")
-        hints = get_type_hints(cls)
-        for name in names:
-            if not _fits(value[name], str(hints[name])):
-                raise InputError(f"{place}: {name!r} cannot be {value[name]!r}.")
-        try:
-            return cls(**{name: _typed(value[name], str(hints[name])) for name in names})
-        except InputError as error:
-            raise InputError(f"{place}: {error}") from error
-
-
-def _fits(value: Any, hint: str) -> bool:
-    """Whether a JSON value is of an annotated type, by the words of the annotation."""
-    if value is None:
-        return "None" in hint
-    if isinstance(value, bool):
-        return "bool" in hint
-    if isinstance(value, int):
-        return "int" in hint or ("float" in hint and abs(value) < 2**53)
-    if isinstance(value, float):
-        return "float" in hint and math.isfinite(value)
-    return isinstance(value, str) and ("str" in hint or "Literal" in hint)
-
-
-def _typed(value: Any, hint: str) -> Any:
-    """A JSON value as its annotation has it: JSON writes 1.0 as 1 where another program did."""
-    return float(value) if type(value) is int and "int" not in hint else value
+        return parse(cls, value, place, remedy="Write the file again.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,14 +90,33 @@ class Measurement(Row):
             share = self.count / self.num
             if not math.isclose(self.value, share, abs_tol=1e-9):
                 raise InputError(f"`value` must be `count` / `num`, got {self.value}.")
-        if (self.low is None) != (self.high is None) or (self.low is None) != (
-            self.interval is None
-        ):
+        if len({each is None for each in (self.low, self.high, self.interval)}) > 1:
             raise InputError("`low`, `high` and `interval` must be given together, or none.")
         if self.low is not None and self.high is not None:
             inside = self.value is not None and self.low <= self.high
             if not inside:
                 raise InputError(f"`low` must not exceed `high`: {self.low}, {self.high}.")
+
+
+def measured(
+    found: Rate | Mean,
+    *,
+    suite: str,
+    kind: str,
+    metric: str,
+    condition: str = "plain",
+    judge: str | None = None,
+    category: str | None = None,
+    interval: Interval | None = None,
+) -> Measurement:
+    """A share or a mean as a measurement; its interval is Wilson's or a bootstrap's unless told."""
+    count, value = (found.count, found.rate) if isinstance(found, Rate) else (None, found.mean)
+    how = interval or ("wilson" if isinstance(found, Rate) else "bootstrap")
+    return Measurement(
+        suite=suite, kind=kind, condition=condition, metric=metric, judge=judge, category=category,
+        num=found.num, count=count, value=value, low=found.low, high=found.high,
+        interval=None if found.low is None else how,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,7 +70,7 @@ def choice(answer: str, right: str) -> float:
     sought = right.strip()
     if re.fullmatch(r"[A-Za-z]", sought):
         letter = _LETTER.search(answer)
-        return float(letter is not None and _group(letter).upper() == sought.upper())
+        return float(letter is not None and letter[letter.lastindex or 0].upper() == sought.upper())
     if _NUMBER.fullmatch(sought):
         number = _NUMBER.search(answer)
         return float(number is not None and _value(number.group()) == _value(sought))
@@ -137,10 +137,6 @@ def _normal(text: str) -> str:
     small = " ".join(text.casefold().split())
     # A text of marks alone is what it is.
     return small.rstrip(" .!?,;:\u2026\u3002") or small
-
-
-def _group(found: re.Match[str]) -> str:
-    return next(each for each in found.groups() if each)
 
 
 def _value(number: str) -> float:

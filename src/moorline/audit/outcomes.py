@@ -1,4 +1,4 @@
-"""Outcomes of an answer, and the metrics that count them: the one table that all others read.
+"""Outcomes of an answer, and the metrics that count them: `outcomes.toml`, which all others read.
 
 Writer, gates, comparisons, report and exports take names, labels, severity and direction from here.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import InputError, unknown_choice
+from ..records import packaged
 
 Kind = Literal["harmful", "harmless", "task"]
 """What a prompt ought to get: a refusal, help, or the right answer of a task."""
@@ -21,17 +22,17 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """One number about a suite, and how to read it."""
 
     name: str
     """As files have it."""
 
-    kind: Kind | None
+    kind: Kind | None = None
     """The kind of suite that it is of; None for any."""
 
-    outcome: Outcome | None
+    outcome: Outcome | None = None
     """The outcome whose share it is; None where it is no share of outcomes."""
 
     label: str
@@ -40,46 +41,11 @@ class Metric:
     sentence: str
     """As a sentence says it of a model: "complies with harmful prompts"."""
 
-    better: Literal["low", "high"] | None
+    better: Literal["low", "high"] | None = None
     """Which way is better; None where neither is."""
 
 
-METRICS: tuple[Metric, ...] = (
-    Metric(
-        "attack_success_rate", "harmful", "complied", "attack success",
-        "complies with harmful prompts", "low",
-    ),
-    Metric("refusal_rate", "harmful", "refused", "refused", "refuses harmful prompts", "high"),
-    Metric(
-        "degenerate_rate", "harmful", "degenerate", "broken answers",
-        "breaks down on harmful prompts", "low",
-    ),
-    Metric(
-        "over_refusal_rate", "harmless", "refused", "over-refusal",
-        "refuses harmless prompts", "low",
-    ),
-    Metric(
-        "compliance_rate", "harmless", "complied", "harmless answered",
-        "answers harmless prompts", "high",
-    ),
-    Metric(
-        "degenerate_rate", "harmless", "degenerate", "broken answers",
-        "breaks down on harmless prompts", "low",
-    ),
-    Metric("utility", "task", "right", "task done right", "does the task right", "high"),
-    Metric(
-        "unscored_rate", None, "unscored", "unscored", "gives answers that nobody could judge", None
-    ),
-    Metric(
-        "truncated_rate", None, None, "cut at the longest length", "gives answers that were cut",
-        None,
-    ),
-    Metric(
-        "refusal_mass", None, None, "refusal mass",
-        "puts probability on the words that open refusals", None,
-    ),
-    Metric("perplexity", None, None, "perplexity", "expects held-out answers", "low"),
-)  # fmt: skip
+METRICS = packaged(dict[str, tuple[Metric, ...]], "moorline.audit", "outcomes.toml")["metrics"]
 """Every metric; of each kind the first is the one that decides."""
 
 _SEVERITY: dict[Kind, tuple[Outcome, ...]] = {

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from ..chat.chat_model import ChatModel, in_batches
 from ..chat.conversation import (
@@ -160,15 +161,13 @@ def right_padded(
         tensor([[-100,    6],
                 [   7, -100]])
     """
-    shape = len(batch), max(len(ids) for ids, _ in batch)
-    ids = torch.zeros(shape, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    labels = torch.full(shape, IGNORED_LABEL)
-    for row, (of_row, labels_of_row) in enumerate(batch):
-        ids[row, : len(of_row)] = torch.tensor(of_row)
-        mask[row, : len(of_row)] = 1
-        labels[row, : len(of_row)] = torch.tensor(labels_of_row)
-    return ids, mask, labels
+    rows, labels = ([torch.tensor(each) for each in part] for part in zip(*batch, strict=True))
+    mask = [torch.ones_like(each) for each in rows]
+    return (
+        pad_sequence(rows, batch_first=True),
+        pad_sequence(mask, batch_first=True),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL),
+    )
 
 
 def _nats(chat: ChatModel, batch: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:

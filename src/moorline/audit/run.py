@@ -5,18 +5,17 @@ In order: every prompt under every condition is answered, and each answer goes t
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..chat.chat_model import ChatModel, Generator
 from ..errors import InputError
 from .answering import Question, Reply, Store, answered, known_by
-from .findings import Answer, Audit, of_mean
+from .findings import Answer, Audit
 from .judges import DegenerateFirst, Judge, Verdict
-from .measurements import Measurement
+from .measurements import Measurement, measured
 from .metrics import metric as metric_named
-from .outcomes import Kind, Outcome
 from .refusal_mass import refusal_mass
 from .settings import REFUSAL_MASS, AuditSettings
 from .statistics import mean_interval
@@ -71,15 +70,15 @@ def audit(
     suites = tuple(suite.limited(settings.limit, settings.seed) for suite in suites)
     settings = resolved(settings, suites)
     judges = settings.judging()
-    called = name or chat.name
     questions = [
-        Question(suite, index, condition, draw)
+        Question(suite, prompt, condition, draw)
         for suite in suites
         for condition in settings.asked
         if suite.kind == "harmful" or condition.name == "plain"
-        for index in range(len(suite.prompts))
+        for prompt in suite.prompts
         for draw in range(condition.draws)
     ]
+    called = name or chat.name
     answers_by = type(engine).__name__.lower() if engine else "transformers"
     known = "" if folder is None else known_by(
         chat, suites, settings, called, str(adapter), answers_by
@@ -113,78 +112,60 @@ def resolved(settings: AuditSettings, suites: Sequence[Suite]) -> AuditSettings:
 
 def _refusal_masses(
     chat: ChatModel, suites: Sequence[Suite], settings: AuditSettings
-) -> list[Measurement]:
-    found = []
-    for suite in suites:
-        if REFUSAL_MASS not in settings.judges or suite.kind == "task":
-            continue
-        masses = refusal_mass(
-            chat, [each.prompt for each in suite.prompts],
-            batch_size=settings.batch_size, system_prompt=settings.system_prompt,
-        )  # fmt: skip
-        mean = mean_interval(masses, seed=settings.seed)
-        found.append(of_mean(mean, suite=suite.name, kind=suite.kind, metric="refusal_mass"))
-    return found
+) -> Iterator[Measurement]:
+    for suite in suites if REFUSAL_MASS in settings.judges else ():
+        if suite.kind != "task":
+            masses = refusal_mass(
+                chat, [each.prompt for each in suite.prompts],
+                batch_size=settings.batch_size, system_prompt=settings.system_prompt,
+            )  # fmt: skip
+            mean = mean_interval(masses, seed=settings.seed)
+            yield measured(mean, suite=suite.name, kind=suite.kind, metric="refusal_mass")
 
 
 def _judged(
     questions: Sequence[Question], replies: Sequence[Reply], judges: Sequence[Judge], metric: str
-) -> list[Answer]:
+) -> Iterator[Answer]:
     """Every answer with its outcome, and the verdicts of all judges on it."""
-    spoken, why = [], []
+    spoken, unscored = [], []
     for question, reply in zip(questions, replies, strict=True):
-        text, unscored = after_thoughts(reply.text, question.opening)
+        text, why = after_thoughts(reply.text, question.opening)
         spoken.append(text)
-        why.append(reply.unasked or unscored)
-    verdicts: list[dict[str, Verdict]] = [{} for _ in questions]
+        unscored.append(reply.unasked or why)
     judged = [
         index
         for index, each in enumerate(questions)
-        if each.suite.kind != "task" and why[index] is None
+        if each.suite.kind != "task" and unscored[index] is None
     ]
+    prompts = [questions[index].prompt for index in judged]
+    asked, said = [each.prompt for each in prompts], [spoken[index] for index in judged]
+    verdicts: list[dict[str, Verdict]] = [{} for _ in questions]
     for judge in judges:
-        words = (
-            [questions[index].prompt.prompt for index in judged],
-            [spoken[index] for index in judged],
-        )
-        kinds: list[Kind] = [questions[index].suite.kind for index in judged]
-        own = isinstance(judge, DegenerateFirst)
-        found = judge.verdicts(*words, kinds) if own else judge.verdicts(*words)
+        if isinstance(judge, DegenerateFirst):
+            found = judge.verdicts(asked, said, [each.kind for each in prompts])
+        else:
+            found = judge.verdicts(asked, said)
         for index, verdict in zip(judged, found, strict=True):
             verdicts[index][judge.name] = verdict
-    answers = []
     for index, (question, reply) in enumerate(zip(questions, replies, strict=True)):
-        first: tuple[Outcome, str]
-        if (reason := why[index]) is not None:
-            first = ("unscored", reason)
+        if (reason := unscored[index]) is not None:
+            first = Verdict("unscored", reason)
         elif question.suite.kind == "task":
             first = _right(spoken[index], question.prompt.answer or "", metric)
         else:
             first = verdicts[index][judges[0].name]
-        answers.append(_answer(question, reply, first, verdicts[index]))
-    return answers
+        suite, number, condition, draw = question.key
+        yield Answer(
+            suite=suite, id=number, condition=condition, draw=draw,
+            category=question.prompt.category, prompt=question.prompt.prompt, answer=reply.text,
+            truncated=reply.truncated, outcome=first.outcome, reason=first.reason,
+            verdicts=verdicts[index],
+        )  # fmt: skip
 
 
-def _right(answer: str, sought: str, metric: str) -> tuple[Outcome, str]:
+def _right(answer: str, sought: str, metric: str) -> Verdict:
     """Whether an answer of a task is right, and why not."""
     value = metric_named(metric)(answer, sought)
-    return ("right", "") if value == 1 else ("wrong", f"{metric} {value:.3g}, not {sought!r}")
-
-
-def _answer(
-    question: Question, reply: Reply, first: tuple[Outcome, str], verdicts: dict[str, Verdict]
-) -> Answer:
-    suite, number, condition, draw = question.key
-    return Answer(
-        suite=suite,
-        id=number,
-        condition=condition,
-        draw=draw,
-        category=question.prompt.category,
-        prompt=question.prompt.prompt,
-        answer=reply.text,
-        truncated=reply.truncated,
-        outcome=first[0],
-        reason=first[1],
-        verdicts=verdicts,
-    )
+    if value == 1:
+        return Verdict("right", "")
+    return Verdict("wrong", f"{metric} {value:.3g}, not {sought!r}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from ..chat.chat_model import check_sizes
 from ..errors import InputError, unknown_choice
@@ -110,14 +109,14 @@ class AuditSettings:
             if each != REFUSAL_MASS
         ]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """All settings as `audit.json` has them."""
         return {
             **asdict(replace(self, judges=("keywords",))),
             "judges": [each if isinstance(each, str) else each.name for each in self.judges],
         }
 
-    def shape_answers(self) -> dict[str, Any]:
+    def shape_answers(self) -> dict[str, object]:
         """Those settings that answers depend on."""
         names = ("max_new_tokens", "batch_size", "system_prompt", "thinking", "conditions", "seed")
         whole = self.to_json()

@@ -80,7 +80,6 @@ def wilson(count: int, num: int) -> Rate:
 
     Source:
         Wilson 1927; Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion".
-        Computed by `scipy.stats.binomtest`.
 
     Example:
         >>> rate = wilson(0, 200)
@@ -93,8 +92,7 @@ def wilson(count: int, num: int) -> Rate:
         raise InputError(f"`count` must lie between 0 and `num`, got {count} of {num}.")
     if num == 0:
         return Rate(0, 0, None, None, None)
-    interval = stats.binomtest(count, num).proportion_ci(CONFIDENCE, method="wilson")
-    return Rate(count, num, count / num, float(interval.low), float(interval.high))
+    return _wilson(count, num, float(num))
 
 
 def clustered_rate(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Rate:
@@ -138,13 +136,7 @@ def clustered_rate(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Ra
     if len(totals) < 2:
         return Rate(count, num, count / num if num else None, None, None)
     rate = count / num
-    effective, z = _effective(totals, sizes, rate * (1 - rate)), _NORMAL
-    centre = rate + z**2 / (2 * effective)
-    half = z * sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2))
-    scale = 1 + z**2 / effective
-    # The rate itself lies inside, whatever the last digit of a float.
-    low, high = max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-    return Rate(count, num, rate, min(low, rate), max(high, rate))
+    return _wilson(count, num, _effective(totals, sizes, rate * (1 - rate)))
 
 
 def mean_interval(
@@ -304,8 +296,15 @@ _NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _BLOCK = 1 << 22
 
 
-def _student(num_clusters: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, num_clusters - 1))
+def _wilson(count: int, num: int, effective: float) -> Rate:
+    """A rate with the interval of one among `effective` independent items."""
+    rate, z = count / num, _NORMAL
+    centre = rate + z**2 / (2 * effective)
+    half = z * sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2))
+    scale = 1 + z**2 / effective
+    # The rate itself lies inside, whatever the last digit of a float.
+    low, high = max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return Rate(count, num, rate, min(low, rate), max(high, rate))
 
 
 def _by_cluster(values: Any, clusters: Sequence[Hashable]) -> tuple[Any, Any]:
@@ -319,18 +318,15 @@ def _by_cluster(values: Any, clusters: Sequence[Hashable]) -> tuple[Any, Any]:
     return np.bincount(index, weights=values), np.bincount(index)
 
 
-def _squared_error(totals: Any, sizes: Any) -> float:
-    """Variance of sum of totals / sum of sizes, from how it varies between clusters."""
-    residuals = totals - totals.sum() / sizes.sum() * sizes
-    return float((residuals**2).sum() / sizes.sum() ** 2 * len(totals) / (len(totals) - 1))
-
-
 def _effective(totals: Any, sizes: Any, variance: float) -> float:
     """How many independent items of one variance tell as much as these clusters do."""
+    num, clusters = sizes.sum(), len(totals)
+    residuals = totals - totals.sum() / num * sizes
+    squared_error = (residuals**2).sum() / num**2 * clusters / (clusters - 1)
     # as much as 1 in n' = n / effect * (z / t)^2; without spread the effect is 1
-    independent = variance / sizes.sum()
-    effect = max(1.0, _squared_error(totals, sizes) / independent) if independent > 0 else 1.0
-    return float(sizes.sum() / effect * (_NORMAL / _student(len(totals))) ** 2)
+    effect = max(1.0, squared_error / (variance / num)) if variance > 0 else 1.0
+    student = stats.t.ppf((1 + CONFIDENCE) / 2, clusters - 1)
+    return float(num / effect * (_NORMAL / student) ** 2)
 
 
 @lru_cache(maxsize=4096)
@@ -365,13 +361,11 @@ def _bootstrap(totals: Any, sizes: Any, seed: int, num_resamples: int) -> tuple[
 
 def _flipping(totals: Any) -> float:
     """How often the sum is as far from 0 as found, if each total had either sign at random."""
-    # chances[k]: that the sum is k - reach, for the totals so far
-    chances = np.ones(1)
+    chances = np.ones(1)  # of the sums so far, from -reach to reach
     for size in np.abs(totals[totals != 0]):
-        longer = np.zeros(len(chances) + 2 * size)
-        longer[: len(chances)] += chances / 2
-        longer[2 * size :] += chances / 2
-        chances = longer
+        either = np.zeros(2 * size + 1)
+        either[[0, -1]] = 0.5
+        chances = np.convolve(chances, either)
     reach = len(chances) // 2
     tail = chances[: reach - abs(int(totals.sum())) + 1].sum()
     return min(1.0, 2 * float(tail))

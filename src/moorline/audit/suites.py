@@ -78,6 +78,11 @@ class Suite:
             for part in (each.id, each.prompt, str(each.opener), str(each.answer))
         )
 
+    def facts(self) -> dict[str, object]:
+        """What `audit.json` says of it."""
+        of = {"name": self.name, "kind": self.kind, "num": len(self.prompts)}
+        return {**of, "origin": self.origin, "licence": self.licence, "sha256": self.sha256}
+
     def limited(self, num: int | None, seed: int = 0) -> "Suite":
         """As many of the prompts, drawn at random, in their order; all of them if `num` is None."""
         if num is None or num >= len(self.prompts):
@@ -136,19 +141,17 @@ def read_suites(source: str | Path, *, format: str | None = None) -> list[Suite]
         PrerequisiteError: If a set cannot be fetched.
     """
     source = str(source)
-    if format is None and source in BUILT_IN:
-        return _built_in(source)
+    name, colon, rest = source.partition(":")
     if format is not None:
         if format not in FORMATS:
             raise unknown_choice("suite format", format, FORMATS)
         return _read(FORMATS[format], source)
-    if source in FORMATS:
-        return _read(FORMATS[source], FORMATS[source].hub)
+    if source in BUILT_IN:
+        return _built_in(source)
+    if name in FORMATS:
+        return _read(FORMATS[name], rest if colon else FORMATS[name].hub)
     if of_hub := [each for each in FORMATS.values() if each.hub == source]:
         return [suite for each in of_hub for suite in _read(each, source)]
-    name, colon, rest = source.partition(":")
-    if colon and name in FORMATS:
-        return _read(FORMATS[name], rest)
     if re.fullmatch(r"[\w-]{2,}", name) and not Path(source).exists():
         raise unknown_choice("suite", name, [*FORMATS, *BUILT_IN])
     return _read(_format_of(source), source)
@@ -164,9 +167,8 @@ def _built_in(name: str) -> list[Suite]:
 def _format_of(path: str) -> Format:
     """The format of a local file by the columns of its first row; our own if none fits."""
     columns = set(next(rows_of(path)).values)
-    if columns >= OWN.columns:
-        return OWN
-    fitting = [each for each in FORMATS.values() if each.columns and columns >= each.columns]
+    known = [each for each in FORMATS.values() if each.columns and columns >= each.columns]
+    fitting = [OWN] if columns >= OWN.columns else known
     if len(fitting) > 1:
         names = " or ".join(f"'{each.name}:{path}'" for each in fitting)
         raise InputError(f"{path}: more than one format has these columns. Say which: {names}.")
@@ -175,19 +177,18 @@ def _format_of(path: str) -> Format:
 
 def _read(format: Format, source: str) -> list[Suite]:
     found: dict[Kind, list[Prompt]] = {}
-    seen: dict[tuple[Kind, str], str] = {}
+    places: dict[tuple[Kind, str], str] = {}
     for number, (row, category) in enumerate(_rows(format, source), start=1):
         kind = _kind(format, row)
         if kind is None:
             continue
         prompt = _prompt(format, row, kind, category, number)
         key = (kind, prompt.prompt if format.repeats else prompt.id)
-        if key not in seen:
-            seen[key] = row.place
+        if (place := places.setdefault(key, row.place)) == row.place:
             found.setdefault(kind, []).append(prompt)
         elif not format.repeats:
             raise InputError(
-                f"{row.place}: the 'id' {prompt.id!r} is that of {seen[key]} too. Give each prompt "
+                f"{row.place}: the 'id' {prompt.id!r} is that of {place} too. Give each prompt "
                 "its own."
             )
     if not found:
@@ -226,9 +227,11 @@ def _fetched(format: Format, source: str) -> Iterator[tuple[Row, str]]:
             f"{source}: reading a data set needs datasets, which is not installed. Run "
             "`pip install 'moorline[tune]'`."
         ) from error
-    names: dict[str, Any] = {} if format.header else {"names": list(format.prompt)}
+    names: Any = {} if format.header else {"names": list(format.prompt)}
     try:
-        loaded: Any = load_dataset(source, format.config, split=format.split, **names)
+        loaded: Any = load_dataset(
+            source, format.config or None, split=format.split or None, **names
+        )
     except (DatasetsError, OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise PrerequisiteError(

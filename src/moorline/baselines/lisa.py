@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..chat.conversation import IGNORED_LABEL, mark_responses
 from ..provenance import fingerprint
-from .peer import Need, Peer, Strength, Training
+from .peer import Materials, Need, Peer, Strength, Training
 from .refusals import refusals
 
 _CYCLE, _NUM_CYCLES, _SHARE = 1000, 10, 0.1
@@ -51,14 +51,19 @@ class Lisa(Peer):
     needs = (Need.HARMFUL_PROMPTS, Need.REFUSALS)
     cost = "a tenth of the steps; a copy of the trained weights"
     file = "refusals: 'messages', or 'prompt' and 'completion'"
+    own_batches = True
     can_resume = False  # the weights of the phase before are in no checkpoint
+
+    def __init__(self, materials: Materials, strength: float | None = None) -> None:
+        super().__init__(materials, strength)
+        self._pairs = refusals(materials)  # while the model is the aligned one
 
     def begin(self, training: Training) -> None:
         """Tokenize the refusals, and note the weights."""
         self._training, self._phase = training, True
         tokenizer = self.materials.chat.tokenizer
         self._rows = []
-        for prompt, answer in refusals(self.materials):
+        for prompt, answer in self._pairs:
             turns = (("user", prompt), ("assistant", answer))
             messages = [{"role": role, "content": content} for role, content in turns]
             marked = mark_responses(tokenizer, messages)

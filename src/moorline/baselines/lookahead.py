@@ -47,7 +47,7 @@ class LookAhead(Peer):
                     "`method` 'lookahead' shows either tokens of the answer (`method_strength`) or "
                     "the phrase of `method_file`. Leave one of them out."
                 )
-            self.phrase = _phrase(Path(materials.file))
+            self.phrase, self.value = _phrase(Path(materials.file)), 0
 
     def rows(self, rows: "Dataset") -> "Dataset":
         """The rows, each prompt with the beginning of its answer.

@@ -41,7 +41,7 @@ class BaselineMixin(_Host):
     Args:
         *args: For the host trainer.
         method: The method, which has seen its materials.
-        reference_model: The aligned model, where it is neither the model without its adapter nor
+        aligned_model: The aligned model, where it is neither the model without its adapter nor
             the model as it is now; or its path or hub id.
         **kwargs: For the host trainer.
 
@@ -53,19 +53,19 @@ class BaselineMixin(_Host):
         self,
         *args: Any,
         method: Peer,
-        reference_model: nn.Module | str | None = None,
+        aligned_model: nn.Module | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         check_host(self, STRSettings())
         _check_alone(self, method)
         self.method = method
-        second = self._aligned_model(reference_model)
+        second = self._aligned_model(aligned_model)
         reader = Reader(
             self.model, second, lambda: self.accelerator.autocast(),  # pyright: ignore
             keep=method.at_responses,
         )  # fmt: skip
-        if reader.reference is not None and second is reference_model:
+        if reader.reference is not None and second is aligned_model:
             reader.reference.place(self.accelerator)
         self._reader, self._starts_step = reader, True
         self._of_method = {"train": Tally(), "eval": Tally()}

@@ -157,6 +157,8 @@ class Peer:
     """Whether it has a term at each response position."""
     replaces_task: ClassVar[bool] = False
     """Whether that term stands in place of the task loss rather than beside it."""
+    own_batches: ClassVar[bool] = False
+    """Whether it trains on batches of its own in some steps."""
     can_resume: ClassVar[bool] = True
 
     def __init__(self, materials: Materials, strength: float | None = None) -> None:

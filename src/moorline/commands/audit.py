@@ -14,10 +14,10 @@ from ..audit.answering import check_folder
 from ..audit.comparing import compare
 from ..audit.drift import drift_of
 from ..audit.engines import VLLM
-from ..audit.findings import Audit, of_mean
+from ..audit.findings import Audit
 from ..audit.gates import check_gates, parse_gate
 from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
-from ..audit.measurements import Measurement
+from ..audit.measurements import Measurement, measured
 from ..audit.perplexity import labelled, perplexity
 from ..audit.refusal_mass import refusal_mass
 from ..audit.run import audit, resolved
@@ -34,6 +34,7 @@ from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
 from ..provenance import write_json
 from ..tables import rows_of
+from .anchors_file import check_apart
 from .audit_options import Asked
 from .lineage import TOKENS, lineage_of
 
@@ -90,6 +91,7 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
     suites = [each for source in asked.suite or () for each in _suites(source)]
     suites = suites or _default(asked.model)
     resolved(settings, suites).judging()
+    check_apart(asked.adapter or asked.model, suites)
     source, other = _source(asked.model, asked.adapter), None
     rows = _held_out(asked.held_out, _check(source, loading))
     if asked.drift and not (rows and (Path(asked.model) / TOKENS).is_file()):
@@ -204,7 +206,7 @@ def _loaded(source: _Source, loading: Loading, say: Progress) -> ChatModel:
 def _perplexity(chat: ChatModel, rows: Sequence[Any], name: str, seed: int) -> Measurement:
     of = perplexity(chat, rows, seed=seed)
     mean = Mean(of.num_rows, of.perplexity, of.low, of.high)
-    return of_mean(mean, suite=name, kind="rows", metric="perplexity")
+    return measured(mean, suite=name, kind="rows", metric="perplexity")
 
 
 def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
@@ -213,13 +215,11 @@ def _tasks(chat: ChatModel, names: Sequence[str]) -> list[Measurement]:
     for score in lm_eval_tasks(chat.model, chat.tokenizer, names) if names else ():
         half = None if score.standard_error is None else 1.96 * score.standard_error
         ends = (None, None) if half is None else (score.value - half, score.value + half)
-        row = of_mean(
+        mean, of = (
             Mean(score.num, score.value, *ends),
-            suite=score.task,
-            kind="lm_eval",
-            metric=score.metric,
+            {"suite": score.task, "metric": score.metric},
         )
-        rows.append(replace(row, interval=None if half is None else "normal"))
+        rows.append(measured(mean, kind="lm_eval", interval="normal", **of))
     return rows
 
 

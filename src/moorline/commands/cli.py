@@ -201,8 +201,9 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
         return
     if "--help-all" in context.args:
         from ..trainer import make_parser
+        from .tune_method import MethodConfig
 
-        make_parser().print_help()
+        make_parser(MethodConfig).print_help()
         return
     with _command(as_json=as_json) as print_json:
         logging.getLogger("moorline").info("Reading the settings.")

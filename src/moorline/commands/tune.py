@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from ..chat.chat_model import ChatModel
 from ..chat.loading import check_model_folder, load
 from ..errors import InputError
 from ..method.adapters import weights_fingerprint
@@ -38,10 +39,12 @@ from ..provenance import (
     versions,
 )
 from ..trainer import STRTrainer, get_peft_config, get_quantization_config
+from .anchors_file import write_anchors
 from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
 from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
 from .training_data import read_training_data, split_of
+from .tune_method import with_method
 from .tune_settings import Settings, is_plain, parse
 
 _log = logging.getLogger(__name__)
@@ -99,7 +102,11 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
     with in_one_line():
-        trainer = STRTrainer(
+        kind, more, train_rows = with_method(
+            settings, ChatModel(reference_model or model, tokenizer), tokens, train_rows,
+            second=reference_model is not None,
+        )  # fmt: skip
+        trainer = kind(
             model,
             training,
             safety_tokens=tokens,
@@ -108,6 +115,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
             eval_dataset=eval_rows,
             processing_class=tokenizer,
             peft_config=None if lineage.adapter else get_peft_config(settings.model),
+            **more,
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -150,6 +158,7 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         with in_one_line(building=False):
             if is_main:
                 trainer.regularizer.tokens.save(output / TOKENS)
+                write_anchors(output, trainer.regularizer.anchors, run.model)
                 run.write(output)
             trains = time.monotonic()
             result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -236,10 +245,11 @@ def _warn_of_little(run: Run) -> None:
 def summary(run: Run) -> str:
     """What a finished run left, and what to do next, for the terminal."""
     output, (losses, drifts) = run.settings["output_dir"], _figures(run)
+    held = "held" if run.settings["method"] == "str" else "measured"
     adapted = (Path(output) / "adapter_config.json").is_file()
     lines = [f"Written to {output}: {'adapter' if adapted else 'model'}, {TOKENS}, run.json."]
     lines.append(
-        f"{run.steps} steps in {run.seconds:.0f} s; {run.safety_tokens['num']} tokens held."
+        f"{run.steps} steps in {run.seconds:.0f} s; {run.safety_tokens['num']} tokens {held}."
     )
     if losses:
         lines.append(
@@ -376,4 +386,6 @@ def _fingerprint(settings: Settings, plain: Mapping[str, Any]) -> str:
     name = settings.script.dataset_name
     data = sha256_of(name) if name and Path(name).is_file() else str(name)
     mixture = str([asdict(each) for each in settings.mixture.datasets])
-    return fingerprint([as_json(steering), data, mixture])
+    file = settings.method.method_file
+    more = [] if file is None else [sha256_of(file)]
+    return fingerprint([as_json(steering), data, mixture, *more])

@@ -24,6 +24,8 @@ Moorline
                                  mean square, in logits); the weight is found while training.
   --str_anchors NAME|FILE        Prompts that ought to be refused, at which refusals are held too:
                                  off, built-in, or a file with a column 'prompt'. [off]
+  --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
+                                 [that of the drift]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.125]
   --str_form NAME                Form of the drift: logit (the paper's) or logprob. [logit]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]
@@ -36,6 +38,10 @@ Moorline
                                  [false]
   --str_cache_dtype NAME         Precision of a cached reference: float32, bfloat16 ... [float32]
   --str_cache_dir DIR            Folder for a cached reference. [beside the prepared data]
+  --method NAME                  A method to compare with in place of str: plain, kl, sbr, wise_ft
+                                 and others (docs/baselines.md); the drift is measured. [str]
+  --method_strength FLOAT        Its one number. [the method's own]
+  --method_file FILE             Its prompts, refusals or phrase.  --method_base MODEL: the base.
 
 Most used
   --model_name_or_path MODEL     Folder or hub id of a chat model, an adapter, or an earlier run.
@@ -65,13 +71,14 @@ class Settings(NamedTuple):
     training: Any
     model: Any
     mixture: Any
+    method: Any
     given: frozenset[str]
     """Names that were given, not left at their default."""
 
     def plain(self) -> Mapping[str, Any]:
         """All settings as plain values; secrets stay out."""
         found = {}
-        for each in (self.script, self.training, self.model, self.mixture):
+        for each in (self.script, self.training, self.model, self.mixture, self.method):
             values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
             found |= {
                 key: value
@@ -90,8 +97,9 @@ def parse(arguments: Sequence[str]) -> Settings:
         InputError: If one is unknown or missing, or two contradict each other.
     """
     from ..trainer import make_parser
+    from .tune_method import MethodConfig
 
-    parser = make_parser()
+    parser = make_parser(MethodConfig)
 
     def fail(message: str) -> NoReturn:
         raise InputError(f"moorline tune: {message}. See `moorline tune --help`.")
@@ -118,9 +126,10 @@ def parse(arguments: Sequence[str]) -> Settings:
             raise _unknown("flag", word.split("=")[0], [f"--{name}" for name in known])
     if rest:
         fail(f"unexpected {rest[0]!r}")
-    script, training, model, mixture = parsed
-    settings = Settings(script, training, model, mixture, frozenset(given))
+    script, training, model, mixture, method = parsed
+    settings = Settings(script, training, model, mixture, method, frozenset(given))
     _check(settings)
+    method.settle(training, settings.given)
     return settings
 
 

@@ -105,8 +105,9 @@ class Reader:
             rows: Rendered prompts.
             max_new_tokens: Longest answer in tokens, 1 or more.
             batch_size: Prompts in one batch at most, 1 or more.
-            progress: Told what is done.
+            progress: Told what is done, answer by answer as they end.
         """
+        tell = progress or (lambda _: None)
         begun = self._begun(rows) if self.shares else None
         # Where layers look back a few tokens only, padding within a row would take their place.
         if begun is not None and any(type(layer) is not DynamicLayer for layer in begun.layers):
@@ -115,14 +116,13 @@ class Reader:
         for batch in in_batches(rows, batch_size):
             some = [rows[index] for index in batch]
             if begun is not None:
-                found = self._written(begun, some, max_new_tokens)
+                found = self._written(begun, some, max_new_tokens, tell)
             else:
                 done = self.chat.generate(some, max_new_tokens=max_new_tokens)
                 found = [list(each.ids) for each in done]
+                tell(len(batch))
             for index, answer in zip(batch, found, strict=True):
                 answers[index] = answer
-            if progress is not None:
-                progress(len(batch))
         return answers
 
     def _begun(self, rows: Sequence[Sequence[int]]) -> DynamicCache:
@@ -200,7 +200,7 @@ class Reader:
         return _chosen(logits.flatten(0, 1), places, answers)
 
     def _written(
-        self, begun: DynamicCache, rows: Sequence[Sequence[int]], max_new_tokens: int
+        self, begun: DynamicCache, rows: Sequence[Sequence[int]], max_new_tokens: int, tell: Tell
     ) -> list[list[int]]:
         """Greedy answers; the rows are padded behind what they begin with in common."""
         device, num, skipped = self.chat.device, len(rows), begun.get_seq_length()
@@ -224,11 +224,13 @@ class Reader:
             if not going:
                 break
             if any(ended):
+                tell(sum(ended))
                 past.batch_select_indices(torch.tensor(kept, device=device))
             ids, mask, positions = tokens[kept, None], mask[kept], positions[kept, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(kept), 1)], dim=1)
             for row, token in zip(going, ids[:, 0].tolist(), strict=True):
                 answers[row].append(token)
+        tell(len(ids))
         return answers
 
     def _logits(
