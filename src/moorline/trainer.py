@@ -109,6 +109,13 @@ class STRConfig(SFTConfig):
             "'built-in', or a file with a column 'prompt'."
         },
     )
+    str_anchor_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the anchor drift (squared nats), without a budget. Unset: "
+            "that of the drift."
+        },
+    )
     str_anchor_share: float = field(
         default=0.125,
         metadata={"help": "Anchors read beside each step, as a share of its rows."},

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import yaml
+from filelock import FileLock
 from helpers import refused, runner
 
 from moorline import embedded
@@ -97,7 +98,7 @@ def test_every_cell_leaves_its_numbers_and_the_tables_show_them(whole):
     assert found.witnesses[0].why_not is None
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(line.startswith("str, weight 10") for line in lines)
+    assert any(line.startswith("  weight 10 ") for line in lines)
     assert "[3/3] tiny, plans, str weight 10, seed 0:" in result.stderr
     assert "left" in result.stderr
     assert (output / "tables.md").read_text().count("| plain |") == 1
@@ -288,6 +289,12 @@ def test_what_does_not_fit_is_refused_before_any_cell(tmp_path):
     (tmp_path / "file").write_text("")
     refused(compare(few, tmp_path / "file"), "`output`", "is a file")
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_two_comparisons_do_not_share_a_folder(plan, tmp_path):
+    with FileLock(tmp_path / ".lock"):
+        refused(compare(plan, tmp_path), "another comparison runs in it")
+    assert not (tmp_path / "suites").exists()
 
 
 def test_ray_that_is_not_there_is_said_so(monkeypatch):

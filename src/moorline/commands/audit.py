@@ -34,6 +34,7 @@ from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
 from ..provenance import write_json
 from ..tables import rows_of
+from .anchors_file import check_apart
 from .audit_options import Asked
 from .lineage import TOKENS, lineage_of
 
@@ -90,6 +91,7 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
     suites = [each for source in asked.suite or () for each in _suites(source)]
     suites = suites or _default(asked.model)
     resolved(settings, suites).judging()
+    check_apart(asked.adapter or asked.model, suites)
     source, other = _source(asked.model, asked.adapter), None
     rows = _held_out(asked.held_out, _check(source, loading))
     if asked.drift and not (rows and (Path(asked.model) / TOKENS).is_file()):

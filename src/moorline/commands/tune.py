@@ -39,6 +39,7 @@ from ..provenance import (
     versions,
 )
 from ..trainer import STRTrainer, get_peft_config, get_quantization_config
+from .anchors_file import write_anchors
 from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
 from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
@@ -157,6 +158,7 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         with in_one_line(building=False):
             if is_main:
                 trainer.regularizer.tokens.save(output / TOKENS)
+                write_anchors(output, trainer.regularizer.anchors, run.model)
                 run.write(output)
             trains = time.monotonic()
             result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -24,6 +24,8 @@ Moorline
                                  mean square, in logits); the weight is found while training.
   --str_anchors NAME|FILE        Prompts that ought to be refused, at which refusals are held too:
                                  off, built-in, or a file with a column 'prompt'. [off]
+  --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
+                                 [that of the drift]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.125]
   --str_form NAME                Form of the drift: logit (the paper's) or logprob. [logit]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]

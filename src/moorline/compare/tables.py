@@ -47,9 +47,10 @@ def terminal(found: Compared) -> list[str]:
         lines += [_title(found, model, data), *_heads([*heads, "perplex- ity", "time", "memory"])]
         for each in _lines(found, model, data):
             cells = [_value(row) for row in each.rates]
-            lines.append(f"{each.name[:17]:<18}" + _row([*cells, *each.costs[:3]]))
-            intervals = [ends(row) for row in each.rates]
-            lines.append(f"{'  ' + each.word:<18}" + _row(intervals).rstrip())
+            name, _, strength = each.name.partition(", ")
+            lines.append(f"{name[:17]:<18}" + _row([*cells, *each.costs[:3]]))
+            intervals = _row([ends(row) for row in each.rates])
+            lines.append((f"{'  ' + strength[:15]:<18}{intervals}" + f"{each.word:>16}").rstrip())
         for note in notes(found, model, data):
             lines += textwrap.wrap(note, WIDTH)
         lines.append("")

@@ -40,6 +40,10 @@ class STRSettings:
     """Prompts that ought to be refused, at which the drift is held too (`anchors.py`): 'off',
     'built-in', or a file with a column `prompt`."""
 
+    anchor_weight: float | None = None
+    """Weight of the anchor drift (squared nats), where there is no budget; that of the drift if
+    None."""
+
     anchor_share: float = 0.125
     """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least."""
 
@@ -76,6 +80,13 @@ class STRSettings:
             raise InputError(
                 f"`weight` must be a number of 0 or more, got {self.weight}: a negative value "
                 "would reward leaving the aligned model. Give 0 to measure without holding."
+            )
+        if self.anchor_weight is not None and (
+            self.budget is not None or not 0 < self.anchor_weight < math.inf
+        ):
+            raise InputError(
+                f"`anchor_weight` must be a number above 0, and stand without a budget, got "
+                f"{self.anchor_weight} (`budget` {self.budget}). Leave it out, or give a weight."
             )
         for name in ("reference_fraction", "anchor_share"):
             value = getattr(self, name)

@@ -116,7 +116,8 @@ class Strength:
     """
 
     def __init__(self, settings: STRSettings, *, anchored: bool) -> None:
-        self._given = settings.first_weight
+        weight, of_anchors = settings.first_weight, settings.anchor_weight
+        self._given = {"drift": weight, "anchors": weight if of_anchors is None else of_anchors}
         self._measured = _Measured()
         self._controllers: dict[str, WeightController] = {}
         if settings.budget is not None:
@@ -131,7 +132,7 @@ class Strength:
     def weight_of(self, name: str) -> float:
         """The weight of 'drift' or 'anchors' in the present step."""
         controller = self._controllers.get(name)
-        return self._given if controller is None else controller.weight
+        return self._given[name] if controller is None else controller.weight
 
     def logged(self) -> dict[str, float]:
         """The weights as a host logs them; none where they are given."""

@@ -1,0 +1,54 @@
+"""`anchors.jsonl`: the prompts that a model was held at, which no audit of it may ask."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..audit.suites import Suite
+from ..errors import InputError
+from ..method.anchors import Anchors, overlapping
+from ..provenance import as_json, write_text
+from ..tables import rows_of
+
+ANCHORS = "anchors.jsonl"
+"""Beside the weights: one prompt a line."""
+
+
+def read_anchors(folder: str | Path) -> list[str]:
+    """The prompts that a model in a folder was held at, in all its tunings; none if unknown."""
+    path = Path(folder) / ANCHORS
+    return [str(row.values["prompt"]) for row in rows_of(path)] if path.is_file() else []
+
+
+def write_anchors(folder: Path, anchors: Anchors | None, earlier: str) -> None:
+    """Write the anchors of a tuning, and of the tunings before it, where there are any.
+
+    Args:
+        folder: The output folder.
+        anchors: Those of this tuning.
+        earlier: Folder of the model that was tuned.
+    """
+    prompts = dict.fromkeys([*read_anchors(earlier), *(anchors.prompts if anchors else ())])
+    if prompts:
+        write_text(folder / ANCHORS, "".join(as_json({"prompt": each}) for each in prompts))
+
+
+def check_apart(folder: str | Path, suites: Sequence[Suite]) -> None:
+    """Refuse to ask what a model was held at: that it refuses there shows nothing.
+
+    Raises:
+        InputError: If a harmful prompt is an anchor, or nearly one; names both.
+    """
+    anchors = read_anchors(folder)
+    for suite in suites if anchors else ():
+        if suite.kind != "harmful":
+            continue
+        pairs = overlapping(anchors, [each.prompt for each in suite.prompts])
+        if pairs:
+            anchor, asked = pairs[0]
+            raise InputError(
+                f"{len(pairs)} prompts of suite {suite.name!r} are anchors that this model was "
+                f"trained on ({Path(folder) / ANCHORS}), or nearly: {json.dumps(asked)} against "
+                f"{json.dumps(anchor)}. That it refuses them shows nothing: leave them out of the "
+                "suite, or tune with other `str_anchors`."
+            )
