@@ -19,6 +19,7 @@ from transformers import (
 
 from moorline import InputError, embedded, mine_safety_tokens
 from moorline.chat.chat_model import ChatModel
+from moorline.method.mining import _refuses
 from moorline.method.reading import Answered, Reader
 from moorline.method.templates import MINING_PROMPTS, REJECTION_TEMPLATES, opener_ids
 
@@ -286,3 +287,12 @@ def test_wrong_arguments_are_refused(aligned, make_model, tokenizer):
     bare.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         mine_safety_tokens(aligned[0], bare)
+
+
+def test_a_refusal_of_a_harmless_prompt_is_no_helpful_answer():
+    """A model that refused 8 of 16 harmless prompts lost " sorry" from its set."""
+    begins = {(1, 2), (7, 8, 9)}
+    assert _refuses([1, 2, 3], begins)
+    assert _refuses([5, 7, 8, 9], begins), "after a greeting too"
+    assert not _refuses([1, 3, 2, 7, 8], begins)
+    assert not _refuses([], begins)

@@ -8,11 +8,12 @@ and the model is asked how likely it finds each token there:
     score(v)    = the same, of  p(r_1 .. r_i | x)
 
 A token is kept if in_place(v) is at least `min_score`. Dropped are special tokens, and tokens that
-carry nothing: those without a letter or digit, and those that the model uses in its answers to
-harmless prompts, unless they open a template (" for", " the", " to" go; "I" and "Sorry" stay). To
-hold such a word would cost the task and keep nothing. The rest are ranked by score, so `max_tokens`
-cuts off what the model hardly ever says, and no token ranks before those that lead to it. A
-function word that no harmless answer uses is kept: nothing shows that the task needs it.
+carry nothing: those without a letter or digit, and those that the model uses when it helps (in its
+answers to harmless prompts, but for those that refuse as a template does), unless they open a
+template (" for", " the", " to" go; "I" and "Sorry" stay). To hold such a word would cost the task
+and keep nothing. The rest are ranked by score, so `max_tokens` cuts off what the model hardly ever
+says, and no token ranks before those that lead to it. A function word that no helpful answer uses
+is kept: nothing shows that the task needs it.
 
 Inside a refusal even a model that never refuses finds the next word likely, and helpful answers
 begin with "I" too. So the model must, in the mean over prompts, begin with the first two words of
@@ -128,7 +129,12 @@ def mine_safety_tokens(
             "in its words."
         )
     openers = {answer[0] for each in reading.asked for answer in each.answers}
-    used = _used(reader, harmless_prompts, batch_size, tell)
+    begins = {
+        tuple(answer[:length])
+        for each, lengths in zip(asked, openings, strict=True)
+        for answer, length in zip(each.answers, lengths, strict=True)
+    }
+    used = _used(reader, harmless_prompts, begins, batch_size, tell)
     found = _by_token(tokenizer, reading, (used - openers).union(tokenizer.all_special_ids))
     kept = _ranked(found, min_score)[:max_tokens]
     mined = {
@@ -240,17 +246,41 @@ def _by_token(tokenizer: Any, reading: _Reading, unfit: set[int]) -> dict[int, _
 
 
 def _used(
-    reader: Reader, prompts: Sequence[str], batch_size: int, tell: Callable[[int], None]
+    reader: Reader,
+    prompts: Sequence[str],
+    refusals: set[tuple[int, ...]],
+    batch_size: int,
+    tell: Callable[[int], None],
 ) -> set[int]:
-    """The tokens of a model's answers to harmless prompts."""
+    """The tokens of a model's answers to harmless prompts, but for those that refuse.
+
+    A model that refuses too much refuses some of these as well, and its words of refusal are no
+    words of help.
+
+    Args:
+        reader: Of the model.
+        prompts: Harmless prompts.
+        refusals: How refusals begin, as tokens.
+        batch_size: Answers in one forward call at most.
+        tell: Called with the number of prompts done since the last call.
+    """
     if not prompts:
         return set()
     chat = reader.chat
     rows = [chat.render(prompt) for prompt in prompts]
     answers = reader.greedy(rows, max_new_tokens=64, batch_size=batch_size, progress=tell)
-    texts = chat.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    helpful = [each for each in answers if not _refuses(each, refusals)]
+    texts = chat.tokenizer.batch_decode(helpful, skip_special_tokens=True)
     # With a space before: inside an answer and at its beginning a word is another token.
     spaced = [each for text in texts for each in (text, f" {text}")]
     return {
         token for ids in chat.tokenizer(spaced, add_special_tokens=False).input_ids for token in ids
     }
+
+
+def _refuses(answer: Sequence[int], refusals: set[tuple[int, ...]]) -> bool:
+    """Whether an answer begins to refuse, at its beginning or later ("Hello, I'm sorry, but")."""
+    lengths = {len(each) for each in refusals}
+    return any(
+        tuple(answer[at : at + size]) in refusals for at in range(len(answer)) for size in lengths
+    )
