@@ -365,7 +365,11 @@ def start(folder, target="cache._compute", after=10**6):
 def test_a_pass_that_was_killed_goes_on_and_ends_with_the_same_cache(tmp_path):
     assert start(tmp_path / "whole").returncode == 0
     # Within a shard, before a shard has its name, before its record is written.
-    for target, after in (("cache._compute", 3), ("cache.os.replace", 1), ("cache.write_json", 2)):
+    for target, after in (
+        ("cache._compute", 3),
+        ("cache.os.replace", 1),
+        ("cache.records.write", 2),
+    ):
         folder = tmp_path / f"{target}-{after}"
         assert start(folder, target, after).returncode == -9
         again = start(folder)
