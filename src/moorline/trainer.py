@@ -39,7 +39,12 @@ from .errors import InputError, MoorlineError
 from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
-from .method.settings import DEFAULT_WEIGHT, NO_ANCHORS, STRSettings
+from .method.settings import (
+    AUTO_ANCHORS,
+    DEFAULT_ANCHOR_WEIGHT,
+    DEFAULT_WEIGHT,
+    STRSettings,
+)
 
 # What `commands` needs of trl, it takes from here.
 __all__ = [
@@ -103,17 +108,17 @@ class STRConfig(SFTConfig):
         },
     )
     str_anchors: str = field(
-        default=NO_ANCHORS,
+        default=AUTO_ANCHORS,
         metadata={
-            "help": "Prompts that ought to be refused, at which the refusals are held too: 'off', "
-            "'built-in', or a file with a column 'prompt'."
+            "help": "Prompts that ought to be refused, at which the refusals are held too: "
+            "'built-in', a file with a column 'prompt', 'off', or 'auto': built-in where possible."
         },
     )
     str_anchor_weight: float | None = field(
         default=None,
         metadata={
             "help": "Weight of the anchor drift (squared nats), without a budget. Unset: "
-            "that of the drift."
+            f"{DEFAULT_ANCHOR_WEIGHT:g}."
         },
     )
     str_anchor_share: float = field(

@@ -8,9 +8,11 @@ import torch
 from helpers import lora, moved, run_script, str_trainer, trained
 from peft import get_peft_model
 
-from moorline import InputError, Regularizer, SafetyTokens, STRSettings
+from moorline import InputError, Regularizer, SafetyTokens, STRSettings, mine_safety_tokens
 from moorline.audit.suites import read_suites
 from moorline.chat.chat_model import ChatModel
+from moorline.chat.loading import load_chat_model
+from moorline.embedded import aligned_path
 from moorline.method.anchors import BUILT_IN, anchor_prompts, overlapping
 
 PROMPTS = [f"w{number} w{number + 3} w{2 * number % 90}" for number in range(10)]
@@ -39,6 +41,7 @@ def own_tokens(make_model, tokenizer):
 
 def anchored(model, rows, tokenizer, tokens, tmp_path, anchors_file, **changes):
     given = {"str_anchors": anchors_file, "str_anchor_share": 0.5, "str_weight": 2.0} | changes
+    given.setdefault("str_anchor_weight", given["str_weight"])
     return str_trainer(
         model, rows, tokenizer, tokens, tmp_path, max_steps=given.pop("max_steps", 1),
         train_sampling_strategy="sequential", **given,
@@ -169,13 +172,37 @@ def test_a_file_of_anchors_that_is_not_fit(content, message, tmp_path):
 
 
 def test_what_is_no_file_and_no_name_is_refused():
-    with pytest.raises(InputError, match="`anchors` must be 'off', 'built-in' or a file"):
+    with pytest.raises(InputError, match="`anchors` must be 'auto', 'off', 'built-in' or a file"):
         anchor_prompts("builtin")
 
 
 def test_anchors_need_a_tokenizer(make_model, own_tokens, anchors_file):
     with pytest.raises(InputError, match="needs the model's tokenizer"):
         Regularizer(make_model(), own_tokens, STRSettings(anchors=anchors_file))
+
+
+def test_auto_goes_without_anchors_where_there_are_none_and_says_why(
+    make_model, tokenizer, tokens, own_tokens, caplog
+):
+    assert Regularizer(make_model(), tokens).anchors is None
+    assert "No anchors: `anchors` needs the model's tokenizer" in caplog.text
+    unsaid = SafetyTokens(
+        ids=(0, 2, 3), strings=("a", "b", "c"), scores=(1.0,) * 3, vocab_size=len(tokenizer)
+    )
+    assert Regularizer(make_model(), unsaid, tokenizer=tokenizer).anchors is None
+    assert "No anchors: The aligned model refuses 0 of" in caplog.text
+    held_at_nothing = Regularizer(make_model(), own_tokens, STRSettings(weight=0.0))
+    assert held_at_nothing.anchors is None
+
+
+@pytest.mark.slow
+def test_auto_takes_the_built_in_anchors_of_a_model_that_refuses_them():
+    chat = load_chat_model(aligned_path())
+    found = Regularizer(
+        chat.model, mine_safety_tokens(chat.model, chat.tokenizer), tokenizer=chat.tokenizer
+    )
+    assert len(found.anchors) > 20
+    assert set(found.anchors.prompts) < set(anchor_prompts(BUILT_IN))
 
 
 def test_near_duplicates_are_found_and_others_are_not():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..chat.conversation import response_positions
 from ..errors import InputError
-from ..method.host import adds_up_losses, check_host, splits_sequences
+from ..method.host import adds_up_losses, fitted, splits_sequences
 from ..method.penalty import DriftSum
 from ..method.positions import indices_in_response
 from ..method.settings import STRSettings
@@ -57,7 +57,7 @@ class BaselineMixin(_Host):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_host(self, STRSettings())
+        fitted(self, STRSettings(anchors="off"))
         _check_alone(self, method)
         self.method = method
         second = self._aligned_model(aligned_model)

@@ -23,9 +23,10 @@ Moorline
   --str_budget FLOAT             In place of a weight: by how much a safety token may move (root
                                  mean square, in logits); the weight is found while training.
   --str_anchors NAME|FILE        Prompts that ought to be refused, at which refusals are held too:
-                                 off, built-in, or a file with a column 'prompt'. [off]
+                                 built-in, a file with a column 'prompt', off, or auto: built-in
+                                 where the model refuses them. [auto]
   --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
-                                 [that of the drift]
+                                 [3]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.125]
   --str_form NAME                Form of the drift: logit (the paper's) or logprob. [logit]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]

@@ -14,6 +14,7 @@ far as the model takes it for the same.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -34,7 +35,10 @@ from .penalty import DriftSum, squared_drift
 from .positions import PositionRule
 from .reference import Reference
 from .safety_tokens import SafetyTokens
+from .settings import AUTO_ANCHORS
 from .strength import Part
+
+_log = logging.getLogger(__name__)
 
 BUILT_IN = "built-in"
 """The name of our own anchor prompts."""
@@ -165,6 +169,36 @@ def _device(model: nn.Module) -> torch.device:
     return base_of(getattr(model, "module", model)).get_input_embeddings().weight.device
 
 
+def anchors_for(
+    given: str,
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: SafetyTokens,
+    reference: Reference,
+    rule: PositionRule,
+) -> Anchors | None:
+    """The anchors of a training; None where 'auto' finds no way to have them, said in one line.
+
+    Args:
+        given: 'auto', or what `build_anchors` takes.
+        model: As for `build_anchors`, and so are the others.
+        tokenizer: None is fine for 'auto'.
+        tokens: The safety tokens.
+        reference: What gives z0.
+        rule: Which response positions count.
+
+    Raises:
+        InputError: Where `build_anchors` does, but for 'auto'.
+    """
+    if given != AUTO_ANCHORS:
+        return build_anchors(given, model, tokenizer, tokens, reference, rule)
+    try:
+        return build_anchors(BUILT_IN, model, tokenizer, tokens, reference, rule)
+    except InputError as error:
+        _log.warning("No anchors: %s", str(error).partition(". ")[0])
+        return None
+
+
 def build_anchors(
     given: str,
     model: nn.Module,
@@ -252,8 +286,8 @@ def anchor_prompts(given: str) -> list[str]:
         return [line for line in text.splitlines() if line and not line.startswith("#")]
     if not is_table(given):
         raise InputError(
-            f"`anchors` must be 'off', 'built-in' or a file of prompts that ought to be refused "
-            f"(JSONL, JSON, CSV, Parquet with a column 'prompt'), got {given!r}."
+            "`anchors` must be 'auto', 'off', 'built-in' or a file of prompts that ought to be "
+            f"refused (JSONL, JSON, CSV, Parquet with a column 'prompt'), got {given!r}."
         )
     found = []
     for row in rows_of(Path(given)):

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
@@ -13,14 +15,23 @@ from . import adapters, cache, cache_job, capture
 from .positions import PositionRule
 from .reference import TrainingPlan
 from .regularizer import Regularizer
-from .settings import STRSettings
+from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
+_log = logging.getLogger(__name__)
 
-def check_host(trainer: "Trainer", settings: STRSettings) -> None:
-    """Refuse what a host would do beside, under which the drift is wrong or missing."""
+
+def fitted(trainer: "Trainer", settings: STRSettings) -> STRSettings:
+    """The settings as a host can have them.
+
+    Returns:
+        The settings; without anchors where they were left to us and the model is in shards.
+
+    Raises:
+        InputError: For what the host would do beside, under which the drift is wrong or missing.
+    """
     if trainer.args.n_gpu > 1:
         raise InputError(
             "Several GPUs are visible to one process, and `nn.DataParallel` hides the model. "
@@ -41,6 +52,16 @@ def check_host(trainer: "Trainer", settings: STRSettings) -> None:
             "`model_init` makes another model when training begins, which nothing was checked on. "
             "Give `model`."
         )
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if not (sharded or splits_sequences(trainer)) or settings.anchors == NO_ANCHORS:
+        return settings
+    if settings.anchors != AUTO_ANCHORS:
+        raise InputError(
+            f"`anchors` {settings.anchors!r} calls the model a second time in each step, which is "
+            "not tested under FSDP, DeepSpeed, context and sequence parallelism. Set it to 'off'."
+        )
+    _log.warning("No anchors: they are not tested under FSDP, DeepSpeed and split sequences.")
+    return replace(settings, anchors=NO_ANCHORS)
 
 
 def training_plan(trainer: "Trainer", settings: STRSettings) -> TrainingPlan:

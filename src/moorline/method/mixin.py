@@ -15,7 +15,7 @@ from .cache import COLUMN
 from .checkpoint import Settling, load_state
 from .host import (
     adds_up_losses,
-    check_host,
+    fitted,
     is_logged_next,
     keep_reference,
     tokenizer_of,
@@ -72,8 +72,7 @@ class STRMixin(_Host):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        settings = STRSettings() if settings is None else settings
-        check_host(self, settings)
+        settings = fitted(self, STRSettings() if settings is None else settings)
         self.regularizer = Regularizer(
             self.model,  # pyright: ignore[reportArgumentType]
             safety_tokens, settings, reference_model, aligned=aligned,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError
 from . import adapters, capture, penalty
-from .anchors import Anchors, build_anchors
+from .anchors import Anchors, anchors_for
 from .cache import COLUMN, Cached
 from .gradients import GradientNorms
 from .positions import PositionRule, draw_rows, needed_part
@@ -126,7 +126,7 @@ class Regularizer:
         """What is read beside the batches; None without."""
         if self.settings.anchors != NO_ANCHORS and self.settings.holds:
             given = self.settings.anchors
-            self.anchors = build_anchors(given, model, tokenizer, tokens, running, self.rule)
+            self.anchors = anchors_for(given, model, tokenizer, tokens, running, self.rule)
         self.strength = Strength(self.settings, anchored=self.anchors is not None)
         """The weights of the present step."""
 

@@ -12,7 +12,8 @@ from .reference import REFERENCES
 
 # measured on the embedded model: docs/method.md, "Figures" (the paper's value is not known to us)
 DEFAULT_WEIGHT = 10.0
-NO_ANCHORS = "off"
+DEFAULT_ANCHOR_WEIGHT = 3.0
+NO_ANCHORS, AUTO_ANCHORS = "off", "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +37,13 @@ class STRSettings:
     response positions, in logits (nats with `form` 'logprob'), above 0. The weight is then found
     while training (`budget.py`)."""
 
-    anchors: str = NO_ANCHORS
+    anchors: str = AUTO_ANCHORS
     """Prompts that ought to be refused, at which the drift is held too (`anchors.py`): 'off',
-    'built-in', or a file with a column `prompt`."""
+    'built-in', a file with a column `prompt`, or 'auto': the built-in ones, or none where there is
+    no tokenizer or the model does not refuse them, said in one line."""
 
     anchor_weight: float | None = None
-    """Weight of the anchor drift (squared nats), where there is no budget; that of the drift if
-    None."""
+    """Weight of the anchor drift (squared nats), where there is no budget; 3 if None."""
 
     anchor_share: float = 0.125
     """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least."""
@@ -105,6 +106,13 @@ class STRSettings:
         if self.budget is not None:
             return FIRST_WEIGHT
         return DEFAULT_WEIGHT if self.weight is None else float(self.weight)
+
+    @property
+    def first_anchor_weight(self) -> float:
+        """The weight of the anchor drift in the first step."""
+        if self.budget is not None:
+            return FIRST_WEIGHT
+        return DEFAULT_ANCHOR_WEIGHT if self.anchor_weight is None else float(self.anchor_weight)
 
     @property
     def strength(self) -> str:

@@ -116,8 +116,10 @@ class Strength:
     """
 
     def __init__(self, settings: STRSettings, *, anchored: bool) -> None:
-        weight, of_anchors = settings.first_weight, settings.anchor_weight
-        self._given = {"drift": weight, "anchors": weight if of_anchors is None else of_anchors}
+        self._given = {
+            "drift": settings.first_weight,
+            "anchors": settings.first_anchor_weight,
+        }
         self._measured = _Measured()
         self._controllers: dict[str, WeightController] = {}
         if settings.budget is not None:
