@@ -19,7 +19,7 @@ Fine-tune a chat model with its refusals held. Flags and YAML keys are those of 
 
 Moorline
   --str_weight FLOAT             Weight of the drift beside the task loss; 0 measures without
-                                 holding. [10, where there is no budget]
+                                 holding. [1, where there is no budget]
   --str_budget FLOAT             In place of a weight: by how much a safety token may move (root
                                  mean square, in logits); the weight is found while training.
   --str_anchors NAME|FILE        Prompts that ought to be refused, at which refusals are held too:

@@ -11,7 +11,7 @@ from .positions import PositionRule
 from .reference import REFERENCES
 
 # measured on the embedded model: docs/method.md, "Figures" (the paper's value is not known to us)
-DEFAULT_WEIGHT = 10.0
+DEFAULT_WEIGHT = 1.0
 DEFAULT_ANCHOR_WEIGHT = 3.0
 NO_ANCHORS, AUTO_ANCHORS = "off", "auto"
 
@@ -30,7 +30,7 @@ class STRSettings:
 
     weight: float | None = None
     """Weight of the drift (squared logits) beside the task loss (nats). 0 measures the drift and
-    trains exactly as the host would alone. 10 if neither this nor `budget` is given."""
+    trains exactly as the host would alone. 1 if neither this nor `budget` is given."""
 
     budget: float | None = None
     """In place of a weight: by how much a safety token may move, as root mean square over the
