@@ -10,7 +10,7 @@ import copy
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from trl import (
     get_quantization_config,
 )
 
-from .chat.conversation import conversation_of, mark_responses
 from .chat.cut_rows import tell_of_cut_rows
+from .chat.training_rows import mapped, prepared_row, settle_responses
 from .errors import InputError, MoorlineError
 from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
@@ -263,7 +263,7 @@ class STRTrainer(STRMixin, SFTTrainer):
             args.learning_rate = ADAPTER_LEARNING_RATE if adapted else FULL_LEARNING_RATE
         if processing_class is None and train_dataset is not None:
             processing_class = _tokenizer_for(model, args)
-        self._marks_responses = train_dataset is not None and _settle_responses(
+        self._marks_responses = train_dataset is not None and settle_responses(
             args, train_dataset, processing_class, kwargs.get("formatting_func")
         )
         if self._marks_responses:
@@ -300,10 +300,10 @@ class STRTrainer(STRMixin, SFTTrainer):
         """TRL's preparation, with the responses found by our rule; tells of rows that are cut."""
         if formatting_func is None:
             rows = functools.partial(
-                _prepared, settings=args, tokenizer=processing_class, marks=self._marks_responses
+                prepared_row, settings=args, tokenizer=processing_class, marks=self._marks_responses
             )
             with PartialState().main_process_first():
-                dataset = _mapped(dataset, rows, args.dataset_num_proc)
+                dataset = mapped(dataset, rows, args.dataset_num_proc)
         whole = copy.copy(args)
         if isinstance(dataset, Dataset):
             whole.max_length, whole.shuffle_dataset = None, False
@@ -348,73 +348,6 @@ def _tokenizer_for(model: Any, args: STRConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model, as `SFTTrainer` would load it."""
     name = model if isinstance(model, str) else model.config._name_or_path
     return AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-
-
-def _settle_responses(args: STRConfig, dataset: Any, tokenizer: Any, formatting_func: Any) -> bool:
-    """Settle `args.assistant_only_loss`; True if our rule says which tokens are responses."""
-    sample = next(iter(dataset), None)
-    if sample is None:
-        raise InputError("`train_dataset` is empty: there is nothing to learn.")
-    if "input_ids" in sample or formatting_func is not None:
-        args.assistant_only_loss = bool(args.assistant_only_loss)
-        return False
-    in_template = _in_template(args, tokenizer)
-    if isinstance(sample.get("prompt"), str) and isinstance(sample.get("completion"), str):
-        if in_template:
-            _log.info("'prompt' and 'completion' are put into the chat template as one turn each.")
-        else:
-            _log.warning(
-                "'prompt' and 'completion' are trained on as plain text; an audit asks in the "
-                "chat template."
-            )
-    conversational = conversation_of(sample, texts=in_template) is not None
-    if args.assistant_only_loss is None:
-        args.assistant_only_loss = conversational
-        if not conversational and "prompt" not in sample:
-            _log.warning(
-                "The data is plain text, so every token counts as a response and is held. Use "
-                "'messages' or 'prompt' and 'completion' columns to hold the responses only."
-            )
-    if args.assistant_only_loss and not conversational:
-        raise InputError(
-            "`assistant_only_loss` needs conversations, but the data has the columns "
-            f"{', '.join(sample)}. Leave it out, or give a 'messages' column."
-        )
-    with_images = "image" in sample or "images" in sample  # which TRL tokenizes batch by batch
-    return bool(args.assistant_only_loss) and not with_images
-
-
-def _prepared(
-    row: Mapping[str, Any], settings: STRConfig, tokenizer: Any, *, marks: bool
-) -> dict[str, Any]:
-    """A row as conversation; tokenized, with its responses marked, where they are ours to mark."""
-    found = conversation_of(row, texts=_in_template(settings, tokenizer))
-    if found is None:
-        return dict(row)
-    if marks:
-        after = 0 if settings.completion_only_loss is False else found.num_prompt
-        return mark_responses(tokenizer, found.messages, after=after, **found.variables)
-    kept = {name: row[name] for name in row if name != "conversations"}
-    if "prompt" in row:
-        border = found.num_prompt
-        return {**kept, "prompt": found.messages[:border], "completion": found.messages[border:]}
-    return {**kept, "messages": found.messages}
-
-
-def _in_template(settings: STRConfig, tokenizer: Any) -> bool:
-    """Whether a prompt and completion that are texts go into the chat template."""
-    as_they_are = settings.str_plain_text or settings.completion_only_loss is False
-    return bool(tokenizer.chat_template) and not as_they_are
-
-
-def _mapped(dataset: Any, function: Any, num_proc: int | None) -> Any:
-    """A data set with its rows prepared."""
-    sample = next(iter(dataset), None)
-    if sample is None or (first := function(sample)) == dict(sample):
-        return dataset
-    more: Any = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
-    gone = [each for each in sample if each not in first]
-    return dataset.map(function, remove_columns=gone, **more)
 
 
 def make_parser(*more: Any) -> TrlParser:

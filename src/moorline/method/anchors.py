@@ -29,7 +29,8 @@ from ..chat.chat_model import ChatModel, evaluating, in_batches
 from ..errors import InputError
 from ..tables import is_table, rows_of
 from . import adapters
-from .capture import Exchange, safety_logits
+from .capture import safety_logits
+from .exchange import Exchange
 from .head import base_of
 from .penalty import DriftSum, squared_drift
 from .positions import PositionRule

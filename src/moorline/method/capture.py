@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from ..chat.chat_model import evaluating
 from ..errors import InputError
-from .gradients import GradientNorms
+from .exchange import Exchange, SafetyOutput
 from .head import base_of, head_of, log_normaliser, processing_of, project, units_of, whole
 from .penalty import difference
 
@@ -47,39 +47,6 @@ REPLACED = (
     "afterwards (a fused-loss kernel?), or the loss does not call the model: switch that off."
 )
 """What is wrong where no safety logits come out of a forward pass."""
-
-
-@dataclasses.dataclass
-class SafetyOutput(ModelOutput):
-    """What a model returns when only its safety logits are asked for."""
-
-    safety_logits: Any = None  # a tensor; accelerate rebuilds outputs from a dict of their fields
-    """Logits or log-probabilities. Shape `(position, safety)`, float32 (float64 for a float64
-    model)."""
-
-
-class Exchange:
-    """What goes into one forward pass, and comes out of it, past the wrappers around the model.
-
-    An FSDP2 root rounds every tensor among arguments and outputs to bfloat16, and a z0 rounded that
-    way hides small drifts. It does not look into an object like this one.
-    """
-
-    def __init__(
-        self,
-        reference: Tensor | None = None,
-        gradients: GradientNorms | None = None,
-        *,
-        normalised: bool | None = None,
-    ) -> None:
-        self.reference = reference
-        """z0 going in: the output's field is then `safety_difference`, z - z0."""
-        self.gradients = gradients
-        """What is to watch the gradient at the last hidden states; None for nothing."""
-        self.normalised = normalised
-        """Whether log-probabilities are asked for; None for what `install` said."""
-        self.values: Tensor | None = None
-        """z coming out, where there is no gradient."""
 
 
 def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool = False) -> bool:

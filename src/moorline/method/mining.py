@@ -129,12 +129,7 @@ def mine_safety_tokens(
             "in its words."
         )
     openers = {answer[0] for each in reading.asked for answer in each.answers}
-    begins = {
-        tuple(answer[:length])
-        for each, lengths in zip(asked, openings, strict=True)
-        for answer, length in zip(each.answers, lengths, strict=True)
-    }
-    used = _used(reader, harmless_prompts, begins, batch_size, tell)
+    used = _used(reader, harmless_prompts, _begins(asked, openings), batch_size, tell)
     found = _by_token(tokenizer, reading, (used - openers).union(tokenizer.all_special_ids))
     kept = _ranked(found, min_score)[:max_tokens]
     mined = {
@@ -181,6 +176,15 @@ def _asked(
         asked.append(Answered(context, answers))
         openings.append(opening)
     return asked, openings
+
+
+def _begins(asked: Sequence[Answered], openings: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
+    """How refusals begin, as tokens."""
+    return {
+        tuple(answer[:length])
+        for each, lengths in zip(asked, openings, strict=True)
+        for answer, length in zip(each.answers, lengths, strict=True)
+    }
 
 
 def _ranked(found: dict[int, _Found], min_score: float) -> list[int]:
