@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--reference", default="adapter_off")
     parser.add_argument("--cache-dir")
-    parser.add_argument("--anchors", action="store_true")
+    parser.add_argument("--anchors", type=float)
     parser.add_argument("--steps", type=int, default=1)
     words = parser.parse_args()
     cache_job._SHARD_ROWS = 2  # several shards, for several processes to share
@@ -66,7 +66,7 @@ def main():
         path = words.log.parent / "anchors.jsonl"
         prompts = [f"w{each} w{each + 3}" for each in range(10)]
         path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
-        held = {"str_budget": 0.2, "str_anchors": str(path), "str_anchor_share": 0.75}
+        held = {"str_budget": 0.2, "str_anchors": str(path), "str_anchor_share": words.anchors}
     kind, more = STRTrainer, {}
     if words.method is not None:
         kind = type("PeerTrainer", (BaselineMixin, STRTrainer), {})

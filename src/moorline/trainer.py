@@ -40,9 +40,9 @@ from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
 from .method.settings import (
-    AUTO_ANCHORS,
     DEFAULT_ANCHOR_WEIGHT,
     DEFAULT_WEIGHT,
+    NO_ANCHORS,
     STRSettings,
 )
 
@@ -108,7 +108,7 @@ class STRConfig(SFTConfig):
         },
     )
     str_anchors: str = field(
-        default=AUTO_ANCHORS,
+        default=NO_ANCHORS,
         metadata={
             "help": "Prompts that ought to be refused, at which the refusals are held too: "
             "'built-in', a file with a column 'prompt', 'off', or 'auto': built-in where possible."

@@ -441,7 +441,7 @@ def test_help_is_short_and_true(flags):
     assert actions["--max_length"].default == 1024
     assert actions["--per_device_train_batch_size"].default == 8
     assert actions["--str_weight"].default is None
-    assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 1.0
+    assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 10.0
     whole = runner.invoke(app, ["tune", "--help-all"]).stdout
     assert "--adam_beta1" in whole
     assert "constrained_sft" in whole

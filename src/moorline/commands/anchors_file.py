@@ -17,6 +17,8 @@ ANCHORS = "anchors.jsonl"
 def read_anchors(folder: str | Path) -> list[str]:
     """The prompts that a model in a folder was held at, in all its tunings; none if unknown."""
     path = Path(folder) / ANCHORS
+    if not path.is_file() and path.parent.name.startswith("checkpoint-"):
+        path = path.parent.parent / ANCHORS
     return [str(row.values["prompt"]) for row in rows_of(path)] if path.is_file() else []
 
 
@@ -28,7 +30,8 @@ def write_anchors(folder: Path, anchors: Anchors | None, earlier: str) -> None:
         anchors: Those of this tuning.
         earlier: Folder of the model that was tuned.
     """
-    prompts = dict.fromkeys([*read_anchors(earlier), *(anchors.prompts if anchors else ())])
+    held = anchors.prompts if anchors else ()
+    prompts = dict.fromkeys([*read_anchors(earlier), *read_anchors(folder), *held])
     if prompts:
         write_text(folder / ANCHORS, "".join(as_json({"prompt": each}) for each in prompts))
 

@@ -19,12 +19,12 @@ Fine-tune a chat model with its refusals held. Flags and YAML keys are those of 
 
 Moorline
   --str_weight FLOAT             Weight of the drift beside the task loss; 0 measures without
-                                 holding. [1, where there is no budget]
+                                 holding. [10, where there is no budget]
   --str_budget FLOAT             In place of a weight: by how much a safety token may move (root
                                  mean square, in logits); the weight is found while training.
   --str_anchors NAME|FILE        Prompts that ought to be refused, at which refusals are held too:
                                  built-in, a file with a column 'prompt', off, or auto: built-in
-                                 where the model refuses them. [auto]
+                                 where the model refuses them. [off]
   --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
                                  [3]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.125]

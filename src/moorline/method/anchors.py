@@ -15,6 +15,7 @@ far as the model takes it for the same.
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -111,13 +112,14 @@ class Anchors:
         """This part's share of the anchors of a step; None if it has none.
 
         Args:
-            num: Anchors of the step, over all its parts; all of them if there are fewer.
+            num: Anchors of the step, over all its parts; some are read again if there are fewer.
             seed: Of the step, the same for all its parts.
             part: Which part of how many: micro-batches of all processes.
             device: Where to.
         """
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(self), generator=generator)[:num].tolist()
+        order = torch.randperm(len(self), generator=generator).tolist()
+        drawn = (order * math.ceil(num / len(self)))[:num]
         mine = drawn[part[0] :: part[1]]
         if not mine:
             return None
@@ -137,7 +139,8 @@ class Anchors:
         Returns:
             The sum over this part's positions; its count is that of the whole step.
         """
-        num = max(1, round(share * part.rows))
+        # A multiple of the processes: one that skips a call would leave the others waiting.
+        num = part.readers * math.ceil(max(1, round(share * part.rows)) / part.readers)
         chance = part._replace(number=0).chance("anchors")
         drawn = self.draw(num, chance, (part.number, part.num), _device(model))
         if drawn is None:
@@ -195,7 +198,7 @@ def anchors_for(
         return build_anchors(given, model, tokenizer, tokens, reference, rule)
     try:
         return build_anchors(BUILT_IN, model, tokenizer, tokens, reference, rule)
-    except InputError as error:
+    except Exception as error:  # a template or an architecture may refuse in words of its own
         _log.warning("No anchors: %s", str(error).partition(". ")[0])
         return None
 

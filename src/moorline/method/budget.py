@@ -82,15 +82,15 @@ class WeightController:
             drift_norm: Norm of the gradient of weight * drift.
 
         Raises:
-            InputError: If a number is not finite; the weight is then left as it was.
+            InputError: If the drift is not finite; the weight is then left as it was.
         """
-        for name, value in (("drift", drift), ("task", task_norm), ("drift's", drift_norm)):
-            if value is not None and not math.isfinite(value):
-                raise InputError(
-                    f"The {name} {'drift' if name == 'drift' else 'gradient'} of the last step is "
-                    f"{value}, so training cannot be trusted from here. Resume from the last "
-                    "checkpoint with a smaller `learning_rate`."
-                )
+        if not math.isfinite(drift):
+            raise InputError(
+                f"The drift of the last step is {drift}, so training cannot be trusted from here. "
+                "Resume from the last checkpoint with a smaller `learning_rate`."
+            )
+        if not all(math.isfinite(each) for each in (task_norm or 0.0, drift_norm or 0.0)):
+            task_norm = drift_norm = None  # a step that the host's gradient scaler skips
         before = self.weight
         kept = drift if self._drift is None else self._drift
         self._drift = _MEMORY * kept + (1 - _MEMORY) * drift

@@ -136,11 +136,11 @@ class STRMixin(_Host):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._num_positions, self._steps.num_batches = None, max(len(batches), 1)
+        self._steps.begin(len(batches))
+        self._num_positions = None
         if self.regularizer.rule.first is not None and batches and "labels" in batches[0]:
             counted = map(self.regularizer.positions, batches)
             marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
-            # `shift_labels` are counted as they are, over all processes.
             self._num_positions = self._get_num_items_in_batch(
                 [{"labels": each, "shift_labels": each} for each in marked], self.args.device
             )

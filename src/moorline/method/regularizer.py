@@ -41,6 +41,9 @@ class Drift:
     """The same of the anchors that were read beside the batch; None without anchors. Its count is
     that of the whole step."""
 
+    is_own_step: bool = False
+    """Whether the anchors were drawn for this batch alone, and not for the step of a host."""
+
     gradients: GradientNorms | None = None
     """Where asked for: norms of the gradients, there after the backward pass."""
 
@@ -189,11 +192,12 @@ class Regularizer:
         if reference is None:
             yield drift
             return
+        drift.is_own_step = part is None
         if part is None:
             part = Part(step=self._num_watched, rows=len(all_positions))
         self._num_watched += 1
         positions = self._drawn(batch, all_positions, part)
-        trains = self.model.training and torch.is_grad_enabled()
+        trains = torch.is_grad_enabled()
         gradients = gradients or (trains and self.strength.is_found)
         drift.gradients = GradientNorms() if gradients else None
         record = _Record(self, reference, batch, positions, drift.gradients)
@@ -240,10 +244,11 @@ class Regularizer:
         weighted = self.strength.weight_of("drift") * total / divisor
         if drift.anchors is None:
             return weighted
-        of_anchors = drift.anchors.total / drift.anchors.num_positions.clamp(min=1)
-        return weighted + anchor_times * self.strength.weight_of("anchors") * of_anchors.to(
-            weighted.device
-        )
+        anchors = drift.anchors.total / drift.anchors.num_positions.clamp(min=1)
+        anchors = anchor_times * self.strength.weight_of("anchors") * anchors.to(weighted.device)
+        if drift.is_own_step:  # one of several batches counts by its share of the step
+            anchors = anchors * drift.sum.num_positions / divisor
+        return weighted + anchors
 
     def next_step(self) -> None:
         """With a budget: settle the weight of the next step; call it after `optimizer.step()`.

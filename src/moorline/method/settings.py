@@ -11,7 +11,7 @@ from .positions import PositionRule
 from .reference import REFERENCES
 
 # measured on the embedded model: docs/method.md, "Figures" (the paper's value is not known to us)
-DEFAULT_WEIGHT = 1.0
+DEFAULT_WEIGHT = 10.0
 DEFAULT_ANCHOR_WEIGHT = 3.0
 NO_ANCHORS, AUTO_ANCHORS = "off", "auto"
 
@@ -30,14 +30,14 @@ class STRSettings:
 
     weight: float | None = None
     """Weight of the drift (squared logits) beside the task loss (nats). 0 measures the drift and
-    trains exactly as the host would alone. 1 if neither this nor `budget` is given."""
+    trains exactly as the host would alone. 10 if neither this nor `budget` is given."""
 
     budget: float | None = None
     """In place of a weight: by how much a safety token may move, as root mean square over the
     response positions, in logits (nats with `form` 'logprob'), above 0. The weight is then found
     while training (`budget.py`)."""
 
-    anchors: str = AUTO_ANCHORS
+    anchors: str = NO_ANCHORS
     """Prompts that ought to be refused, at which the drift is held too (`anchors.py`): 'off',
     'built-in', a file with a column `prompt`, or 'auto': the built-in ones, or none where there is
     no tokenizer or the model does not refuse them, said in one line."""
@@ -81,6 +81,11 @@ class STRSettings:
             raise InputError(
                 f"`weight` must be a number of 0 or more, got {self.weight}: a negative value "
                 "would reward leaving the aligned model. Give 0 to measure without holding."
+            )
+        if self.weight == 0 and self.anchors not in (NO_ANCHORS, AUTO_ANCHORS):
+            raise InputError(
+                f"`weight` 0 holds nothing, and `anchors` {self.anchors!r} asks to hold. Give a "
+                "small weight, or set `anchors` to 'off'."
             )
         if self.anchor_weight is not None and (
             self.budget is not None or not 0 < self.anchor_weight < math.inf

@@ -28,6 +28,9 @@ class Part(NamedTuple):
 
     number: int = 0
     num: int = 1
+    readers: int = 1
+    """Processes that read batches of their own; each of them calls the model as often as others."""
+
     seed: int = 0
     """Of the training: which anchors are drawn."""
 
@@ -59,6 +62,7 @@ class _Measured:
         self._sums: list[tuple[Tensor, Tensor]] = []
         self._anchors: list[Tensor] = []
         self._norms: list[GradientNorms] = []
+        self._own_steps = 0
 
     def __len__(self) -> int:
         return len(self._sums)
@@ -69,6 +73,7 @@ class _Measured:
             self._sums.append((drift.sum.total.detach(), drift.sum.num_positions))
         if drift.anchors is not None:
             self._anchors.append(drift.anchors.total.detach() / drift.anchors.num_positions)
+            self._own_steps += drift.is_own_step
         if drift.gradients is not None:
             self._norms.append(drift.gradients)
 
@@ -87,7 +92,7 @@ class _Measured:
         values = [
             sum(total for total, _ in self._sums),
             sum(num for _, num in self._sums),
-            sum(self._anchors, 0.0),
+            sum(self._anchors, 0.0) / max(self._own_steps, 1),
             float(len(self._anchors)),
             sum(task for task, _ in norms),
             sum(drift for _, drift in norms),
@@ -120,7 +125,7 @@ class Strength:
             "drift": settings.first_weight,
             "anchors": settings.first_anchor_weight,
         }
-        self._measured = _Measured()
+        self._measured, self._used = _Measured(), dict[str, float]()
         self._controllers: dict[str, WeightController] = {}
         if settings.budget is not None:
             names = ("drift", "anchors") if anchored else ("drift",)
@@ -137,7 +142,10 @@ class Strength:
         return self._given[name] if controller is None else controller.weight
 
     def logged(self) -> dict[str, float]:
-        """The weights as a host logs them; none where they are given."""
+        """The weights of the last step, as a host logs them; none where they are given."""
+        return self._used if self._used else self._weights()
+
+    def _weights(self) -> dict[str, float]:
         names = {"drift": "str/weight", "anchors": "str/anchor_weight"}
         return {names[name]: each.weight for name, each in self._controllers.items()}
 
@@ -168,7 +176,7 @@ class Strength:
         measured, self._measured = self._measured, _Measured()
         if not len(measured):
             return
-        found = measured.over(reduce)
+        found, self._used = measured.over(reduce), self._weights()
         self._controllers["drift"].update(found.drift, found.task_norm, found.drift_norm)
         if "anchors" in self._controllers and found.anchors is not None:
             self._controllers["anchors"].update(found.anchors)
@@ -198,7 +206,11 @@ class StepCounter:
     def __init__(self) -> None:
         self.num_batches = 1
         """Batches of the present step in one process."""
-        self._last = (-1, 0)
+        self._next = 0
+
+    def begin(self, num_batches: int) -> None:
+        """A step begins, or begins anew."""
+        self.num_batches, self._next = max(num_batches, 1), 0
 
     def part(self, step: int, host: "Trainer") -> Part:
         """The next batch of a step.
@@ -207,13 +219,12 @@ class StepCounter:
             step: Number of the step.
             host: The trainer.
         """
-        last, before = self._last
-        self._last = step, before + 1 if last == step else 0
+        batch, self._next = self._next % self.num_batches, self._next + 1
         readers = num_readers(host)
-        reader = host.args.process_index * readers // host.args.world_size
+        number = batch * readers + host.args.process_index * readers // host.args.world_size
         num = self.num_batches * readers
-        number = self._last[1] * readers + reader
-        return Part(step, host.args.train_batch_size * num, number, num, seed=host.args.seed)
+        rows = host.args.train_batch_size * num
+        return Part(step, rows, number, num, readers, seed=host.args.seed)
 
 
 def num_readers(host: "Trainer") -> int:
