@@ -142,7 +142,7 @@ class Anchors:
         # A multiple of the processes: one that skips a call would leave the others waiting.
         num = part.readers * math.ceil(max(1, round(share * part.rows)) / part.readers)
         chance = part._replace(number=0).chance("anchors")
-        drawn = self.draw(num, chance, (part.number, part.num), _device(model))
+        drawn = self.draw(num, chance, (part.number % part.num, part.num), _device(model))
         if drawn is None:
             return None
         output = model(

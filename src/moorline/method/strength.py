@@ -219,7 +219,7 @@ class StepCounter:
             step: Number of the step.
             host: The trainer.
         """
-        batch, self._next = self._next % self.num_batches, self._next + 1
+        batch, self._next = self._next, self._next + 1
         readers = num_readers(host)
         number = batch * readers + host.args.process_index * readers // host.args.world_size
         num = self.num_batches * readers
