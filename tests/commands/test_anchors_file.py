@@ -20,8 +20,8 @@ def rows_file(path, rows):
     return path
 
 
-def audit(model, suite, output):
-    words = ["audit", str(model), "--suite", str(suite), "--output", str(output)]
+def audit(model, suite, output, *more):
+    words = ["audit", str(model), "--suite", str(suite), "--output", str(output), *more]
     return runner.invoke(app, [*words, "--max-new-tokens", "4"])
 
 
@@ -40,6 +40,8 @@ def test_an_audit_never_asks_what_the_model_was_held_at(tmp_path):
     refused(audit(tmp_path / "one", bad, tmp_path / "x"), "anchors", anchors[0])
     assert audit(tmp_path / "one", good, tmp_path / "y").exit_code == 0
     assert audit(aligned_path(), bad, tmp_path / "z").exit_code == 0, "it was held at nothing"
+    beside = audit(aligned_path(), bad, tmp_path / "w", "--against", str(tmp_path / "one"))
+    refused(beside, "anchors", anchors[0])
     # A further tuning without anchors was held at them all the same.
     more = {**run, "model_name_or_path": tmp_path / "one", "str_anchors": "off"}
     assert tune({**more, "output_dir": tmp_path / "two"}).exit_code == 0

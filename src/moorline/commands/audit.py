@@ -91,7 +91,8 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
     suites = [each for source in asked.suite or () for each in _suites(source)]
     suites = suites or _default(asked.model)
     resolved(settings, suites).judging()
-    check_apart(asked.adapter or asked.model, suites)
+    for each in filter(None, (asked.adapter or asked.model, asked.against)):
+        check_apart(each, suites)
     source, other = _source(asked.model, asked.adapter), None
     rows = _held_out(asked.held_out, _check(source, loading))
     if asked.drift and not (rows and (Path(asked.model) / TOKENS).is_file()):

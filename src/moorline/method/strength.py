@@ -27,7 +27,11 @@ class Part(NamedTuple):
     """Rows of the whole step, over all its parts."""
 
     number: int = 0
+    """Which of the parts, from 0; counted on where a host computes more losses in a step."""
+
     num: int = 1
+    """How many parts the step has."""
+
     readers: int = 1
     """Processes that read batches of their own; each of them calls the model as often as others."""
 
