@@ -14,6 +14,7 @@ m tokens end within it; in a conversation of several turns each prompt shows its
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,8 @@ def _phrase(path: Path) -> str:
 
 
 def _changed(
-    row: dict[str, Any], *, tokenizer: Any, num: int, phrase: str | None
-) -> dict[str, Any]:
+    row: Mapping[str, object], *, tokenizer: Any, num: int, phrase: str | None
+) -> dict[str, object]:
     """One row in the columns that it had."""
     found = conversation_of(row)
     if found is None:

@@ -8,7 +8,8 @@ Where we differ: they add rows. Here refusals stand in the place of rows drawn a
 the training has the same number of steps; a share s of the task's rows is lost.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -56,11 +57,11 @@ class SafeInstr(Peer):
         return concatenate_datasets([rows, extra]).select(order)
 
 
-def _like(sample: dict[str, Any], pair: Refusal) -> dict[str, Any]:
+def _like(sample: Mapping[str, object], pair: Refusal) -> dict[str, object]:
     """A refusal as a row of the same columns as `sample`."""
     asked = [{"role": "user", "content": pair.prompt}]
     answered = [{"role": "assistant", "content": pair.answer}]
-    row: dict[str, Any] = dict.fromkeys(sample)
+    row: dict[str, object] = {name: None for name in sample}
     if isinstance(sample.get("messages"), list):
         return {**row, "messages": asked + answered}
     if isinstance(sample.get("prompt"), list):

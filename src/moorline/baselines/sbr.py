@@ -11,8 +11,6 @@ Where we differ: the term is added once in each optimizer step; published, once 
 so that its weight grew with the accumulation steps. The prompts are read without dropout.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,7 +45,7 @@ class SBR(Peer):
         device = training.reader.base.get_input_embeddings().weight.device
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=chat.padding)
         mask = torch.arange(ids.shape[1])[None] <= self._last[:, None]
-        self._inputs: dict[str, Any] = {
+        self._inputs: dict[str, Tensor] = {
             "input_ids": ids.to(device), "attention_mask": mask.long().to(device)
         }  # fmt: skip
         at_end = torch.arange(ids.shape[1])[None] == self._last[:, None]

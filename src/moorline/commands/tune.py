@@ -51,10 +51,6 @@ from .tune_settings import Settings, is_plain, parse
 
 _log = logging.getLogger(__name__)
 
-# Squared logits, so a hundredth of a logit: 60 rows at a rate of 2e-5 moved 7.6e-6, and learned
-# nothing.
-_NO_DRIFT = 1e-4
-
 
 def tune(arguments: Sequence[str]) -> Run:
     """Fine-tune a model with its refusals held.
@@ -189,7 +185,6 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
     )
     if is_main:
         run.write(output)
-        _warn_of_little(run)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=run.chain[-1].dataset)
     trainer.accelerator.end_training()
@@ -227,22 +222,6 @@ def _figures(run: Run) -> tuple[list[float], list[float]]:
     """Task loss and drift at each logged step."""
     logged = [entry for entry in run.log if entry.get("ce_loss") is not None]
     return [each["ce_loss"] for each in logged], [each["str/drift"] or 0.0 for each in logged]
-
-
-def _warn_of_little(run: Run) -> None:
-    """Warn where the run proves nothing: the task is not learned, or nothing had to be held."""
-    losses, drifts = _figures(run)
-    if len(losses) > 1 and losses[-1] > 0.9 * losses[0]:
-        _log.warning(
-            "The task loss went from %.3g to %.3g, which is less than a tenth: the task is hardly "
-            "learned, so kept refusals show little. Raise `learning_rate` (now %g) or "
-            "`num_train_epochs`.", losses[0], losses[-1], run.settings["learning_rate"],
-        )  # fmt: skip
-    if drifts and max(drifts) < _NO_DRIFT:
-        _log.warning(
-            "The drift never passed %.2g: the model hardly moved, so nothing had to be held.",
-            max(drifts),
-        )
 
 
 def summary(run: Run) -> str:

@@ -112,7 +112,9 @@ def _on_ray(
     ray = _ray()
     ours = not ray.is_initialized()
     if ours:
-        local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        local: dict[str, int | bool] = (
+            {} if address else {"num_cpus": workers, "include_dashboard": False}
+        )
         try:
             ray.init(address, log_to_driver=False, logging_level="warning", **local)
         except ConnectionError as error:

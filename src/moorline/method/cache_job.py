@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -316,11 +316,11 @@ def _write_shard(path: Path, span: tuple[int, int], work: _Work) -> None:
             for start in range(*span, job.batch_size):
                 indices = range(start, min(start + job.batch_size, span[1]))
                 values = _compute([job.dataset[int(planned.rows[each])] for each in indices], job)
-                kept = _kept(values, manifest.dtype)
+                counts = planned.num_positions[start : indices.stop].tolist()
+                kept = _kept(values, manifest.dtype, planned.rows[start : indices.stop], counts)
                 rounding = (kept.to(values.dtype) - values).abs().double()
                 max_abs = max(max_abs, rounding.max().item() if rounding.numel() else 0.0)
                 sum_square += rounding.square().sum().item()
-                counts = planned.num_positions[start : indices.stop].tolist()
                 for index, rows in zip(indices, kept.split(counts), strict=True):
                     raw = rows.contiguous().view(torch.uint8).numpy().tobytes()
                     writer.write({"key": planned.keys[index].tobytes(), "values": raw})
@@ -339,13 +339,16 @@ def _write_shard(path: Path, span: tuple[int, int], work: _Work) -> None:
         raise
 
 
-def _kept(values: Tensor, dtype: str) -> Tensor:
-    """Safety logits in the precision of a cache."""
+def _kept(values: Tensor, dtype: str, rows: np.ndarray, counts: Sequence[int]) -> Tensor:
+    """Safety logits in the precision of a cache; those of each row as many as it has positions."""
     kept = values.to(cache.DTYPES[dtype])
-    if not torch.isfinite(kept).all():
+    bad = ~torch.isfinite(kept).all(dim=-1)
+    if bad.any():
+        pairs = zip(rows.tolist(), bad.split(list(counts)), strict=True)
+        named = ", ".join(str(row + 1) for row, each in pairs if each.any())
         raise InputError(
-            f"A safety logit of the reference is not finite as {dtype}. Use `cache_dtype` "
-            "float32, and check the model."
+            f"A safety logit of the reference is not finite as {dtype}, in row {named} of the "
+            "prepared data. Use `cache_dtype` float32, and check these rows and the model."
         )
     return kept
 

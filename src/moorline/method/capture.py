@@ -365,6 +365,12 @@ def check_capture(model: nn.Module, ids: Int64[Tensor, " safety"]) -> float:
         raise
     except Exception as error:
         raise InputError(_unsupported(base, f"the probe fails with {error!r}")) from error
+    if not torch.isfinite(full.log_probabilities).all():
+        raise InputError(
+            f"{base.config._name_or_path or type(base).__name__}: its logits are NaN or infinite "
+            f"on a probe of {_PROBE_LENGTH} tokens, in {base.dtype}. Its weights are damaged, or "
+            "need another dtype (bfloat16 or float32): check them, or download the model again."
+        )
     ahead = (full.logits[: len(half.logits)] - half.logits).abs().max().item()
     # Sums over another number of rows are rounded in another order.
     if not ahead <= 4 * full.allowed:

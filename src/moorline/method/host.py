@@ -176,9 +176,9 @@ def _configuration(config: Any) -> str:
     return fingerprint([json.dumps(kept, sort_keys=True, default=str)])
 
 
-def _data_sets(trainer: "Trainer") -> dict[str, Any]:
+def _data_sets(trainer: "Trainer") -> dict[str, object]:
     """The data sets that the trainer was given, by what they are for."""
-    sets: dict[str, Any] = {"train": trainer.train_dataset}
+    sets: dict[str, object] = {"train": trainer.train_dataset}
     if isinstance(trainer.eval_dataset, Mapping):
         sets |= {f"eval-{name}": each for name, each in trainer.eval_dataset.items()}
     elif trainer.eval_dataset is not None:

@@ -21,11 +21,12 @@ from .host import (
     tokenizer_of,
     training_plan,
 )  # fmt: skip
+from .inert import check_loss, warn_of_little
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
 from .strength import StepCounter, num_readers
-from .tally import Tally, warn_if_drowned, warn_if_moved
+from .tally import Tally, warn_if_moved, warn_of_gradients
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -111,6 +112,10 @@ class STRMixin(_Host):
         if drift.sum is None:
             return result
         loss, outputs = result if return_outputs else (result, None)
+        if training and part is not None:
+            if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
+                check_loss(loss, part.step + 1)
+            self.regularizer.vigil.see(part.step, drift.sum, drift.num_measured, loss)
         divisor, times = num_items_in_batch, 1
         if self.regularizer.rule.first is not None and divisor is not None:
             divisor = self._num_positions if training else None
@@ -166,7 +171,9 @@ class STRMixin(_Host):
             steps = self.state.global_step - (self._logged_step or 0)
             divisor = steps if adds_up_losses(self) else None
             measured = self._taken("train").metrics(self.accelerator, divisor)
-            self._is_warned = self._is_warned or warn_if_drowned(measured)
+            self._is_warned = self._is_warned or warn_of_gradients(
+                measured, self.state.global_step, holds=self.regularizer.settings.holds
+            )
             self._logged_step = self.state.global_step
             logs.update(measured | self.regularizer.strength.logged())
         super().log(logs, *args, **kwargs)
@@ -176,7 +183,10 @@ class STRMixin(_Host):
         self._tally["train"], self._logged_step = Tally(), None
         checkpoint = args[0] if args else kwargs.get("resume_from_checkpoint")
         load_state(self.regularizer, checkpoint, self.args.output_dir)
-        return super().train(*args, **kwargs)
+        result = super().train(*args, **kwargs)
+        if self.is_world_process_zero():
+            warn_of_little(self.state.log_history, self.args.learning_rate)
+        return result
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The host's evaluation, with the drift among its metrics."""

@@ -15,6 +15,7 @@ from . import adapters, capture, penalty
 from .anchors import Anchors, anchors_for
 from .cache import COLUMN, Cached
 from .gradients import GradientNorms
+from .inert import OwnSteps, Vigil, check_anchors, check_finite, check_refusals
 from .positions import PositionRule, draw_rows, needed_part
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
@@ -43,6 +44,9 @@ class Drift:
 
     is_own_step: bool = False
     """Whether the anchors were drawn for this batch alone, and not for the step of a host."""
+
+    num_measured: int = 0
+    """At how many positions it was measured; fewer than count where rows are drawn."""
 
     gradients: GradientNorms | None = None
     """Where asked for: norms of the gradients, there after the backward pass."""
@@ -105,7 +109,9 @@ class Regularizer:
         self.settings = STRSettings() if settings is None else settings
         self.form = penalty.form(self.settings.form)
         self.rule = PositionRule.parse(self.settings.positions)
-        self._num_watched = 0
+        self._num_watched, self._own_steps = 0, OwnSteps(model)
+        self.vigil = Vigil()
+        """Watches the first steps of a training."""
         self._check(model, tokenizer)
         given = reference_model is not None
         kind = choose_reference(self.settings.reference, model, plan, reference_given=given)
@@ -125,6 +131,8 @@ class Regularizer:
             capture.check_capture(running.model, tokens.tensor())
         else:
             adapters.check_same_base(model, tokens.tensor(), aligned)
+        if self.settings.holds:
+            check_refusals(model, tokenizer, tokens, running)
         self.anchors: Anchors | None = None
         """What is read beside the batches; None without."""
         if self.settings.anchors != NO_ANCHORS and self.settings.holds:
@@ -211,14 +219,19 @@ class Regularizer:
                 "the model with gradients first."
             )
         found = self.form.drift(record.difference)
+        self._check_finite(found, record, part, training=trains and self.model.training)
         if positions is not all_positions:
             scaled = found.total / self.settings.reference_fraction
             found = found._replace(total=scaled, num_positions=all_positions.sum())
-        drift.sum = found
+        drift.sum, drift.num_measured = found, len(record.difference)
         if trains:
+            if drift.is_own_step and self.model.training:
+                step = self._own_steps.number()
+                self.vigil.see(step, found, drift.num_measured, record.loss)
             capture.mark_trained(self.model)
             if self.anchors is not None:
                 drift.anchors = self.anchors.drift(model, self.settings.anchor_share, part)
+                check_anchors(drift.anchors, part.step + 1)
             self.strength.observe(drift)
 
     def weighted(
@@ -259,6 +272,17 @@ class Regularizer:
             InputError: If what was measured is not finite.
         """
         self.strength.next_step()
+
+    def _check_finite(
+        self, found: penalty.DriftSum, record: "_Record", part: Part, *, training: bool
+    ) -> None:
+        """Refuse a drift that is no number, by the step and whose fault it is."""
+        assert record.difference is not None
+        assert record.z0 is not None
+        check_finite(
+            found, record.difference, record.z0, record.positions, step=part.step + 1,
+            origin=record.reference.name, training=training,
+        )  # fmt: skip
 
     def _reference_for(self, batch: Mapping[str, Any]) -> Reference | None:
         """What gives z0 of a batch; None where nothing can, which training refuses."""
@@ -309,6 +333,8 @@ class _Record:
         self.batch, self.positions, self.gradients = batch, positions, gradients
         self.is_asked, self.is_recorded = False, False
         self.difference: Tensor | None = None
+        self.z0: Tensor | None = None
+        self.loss: Tensor | None = None
 
     @contextlib.contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
@@ -330,7 +356,7 @@ class _Record:
         # on again when checkpointed layers are recomputed in the backward pass.
         inputs = self.batch if self.reference.reads_batch else kwargs
         z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
-        self.is_recorded = True
+        self.is_recorded, self.z0 = True, z0
         exchange = capture.Exchange(z0, self.gradients)
         asked = {"safety_positions": self.positions, "safety_exchange": exchange}
         return args, {**kwargs, **asked}
@@ -339,6 +365,7 @@ class _Record:
         if not self.is_recorded or self.difference is not None:
             return None
         own, self.difference = capture.take_difference(output)
+        self.loss = getattr(output, "loss", None)
         return own
 
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# above this ratio of the two gradients a clipped step goes to the drift alone
-_DROWNED = 100.0
+# Ratios of the two gradients: above the first a clipped step goes to the drift alone, below the
+# second, once training is under way, it goes to the task alone.
+_DROWNED, _UNFELT = 100.0, 1e-6
+_UNDER_WAY = 10
 
 
 class Tally:
@@ -111,16 +113,32 @@ class Tally:
         return found
 
 
-def warn_if_drowned(metrics: dict[str, float]) -> bool:
-    """Say that the drift pulls far harder than the task; True if so."""
-    task, drift = metrics.get("ce_grad_norm", 0.0), metrics.get("str/grad_norm", 0.0)
-    if drift <= _DROWNED * task:
+def warn_of_gradients(metrics: dict[str, float], step: int, *, holds: bool) -> bool:
+    """Say that the drift pulls far harder than the task, or not at all; True if so.
+
+    Args:
+        metrics: What is logged.
+        step: How many steps are done; the drift of the first is 0, and so is its gradient.
+        holds: Whether anything is to be held.
+    """
+    if "str/grad_norm" not in metrics or not holds:
         return False
-    _log.warning(
-        "The gradient of the weighted drift is %.3g at the last hidden states, that of the task "
-        "%.3g: clipped steps then learn little of the task. Use a smaller `weight`.",
-        drift, task,
-    )  # fmt: skip
+    task, drift = metrics["ce_grad_norm"], metrics["str/grad_norm"]
+    if drift > _DROWNED * task:
+        _log.warning(
+            "The gradient of the weighted drift is %.3g at the last hidden states, that of the "
+            "task %.3g: clipped steps then learn little of the task. Use a smaller `weight`.",
+            drift, task,
+        )  # fmt: skip
+    elif step >= _UNDER_WAY and drift < _UNFELT * task:
+        _log.warning(
+            "The gradient of the weighted drift is %.3g at the last hidden states, that of the "
+            "task %.3g: the drift holds nothing. Use a larger `weight`, and check `safety_tokens` "
+            "and `reference`.",
+            drift, task,
+        )  # fmt: skip
+    else:
+        return False
     return True
 
 
