@@ -222,6 +222,34 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
             print(summary(result))
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def cache(context: typer.Context, as_json: _Json = False) -> None:
+    """Compute the reference of a data set ahead; the flags of `moorline tune`."""
+    if {"-h", "--help"} & set(context.args):
+        from .tune_settings import HELP
+
+        print("moorline cache takes the settings of `moorline tune`, and computes what it reads.\n")
+        print(HELP, end="")
+        return
+    with _command(as_json=as_json) as print_json:
+        logging.getLogger("moorline").info("Reading the settings.")
+        from ..records import plain
+        from .cache import cache as run
+        from .cache import summary
+
+        made = run(context.args)
+        if as_json:
+            print_json({"caches": [plain(each) for each in made]})
+        elif rank() == 0:
+            print(summary(made))
+
+
 @app.command()
 @_options_of(Asked)
 def audit(asked: Asked, as_json: bool) -> None:
