@@ -175,7 +175,7 @@ def test_inspect_runs_our_task_by_its_name_with_our_rate(folder, tmp_path):
         refusals(suite=str(suite)), model=model, log_dir=str(tmp_path), display="none",
         max_connections=1, max_samples=1,
     )  # fmt: skip
-    assert log.status == "success"
+    assert log.status == "success", log.error
     (score,) = log.results.scores
     assert score.unscored_samples == 1
     (ours,) = [each["value"] for each in audited(folder)["measurements"]

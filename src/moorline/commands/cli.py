@@ -180,7 +180,7 @@ def try_out(
     rows: Annotated[str, typer.Argument(help="File of rows to learn, or hub id.")],
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("moorline-try"),
     seed: Annotated[
-        list[int] | None, typer.Option(help="Seed; may be given again. [default: 0]")
+        list[int] | None, typer.Option(help="Seed; may be given again. Default: 0.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 100,
     workers: Annotated[int, typer.Option(help="How many tunings at a time.")] = 1,
@@ -216,7 +216,7 @@ def try_out(
 def merge(
     folder: Annotated[Path, typer.Argument(help="Folder of the adapter, such as of a tuning.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the model. [default: FOLDER-merged]")
+        Path | None, typer.Option(help="Folder for the model. Default: FOLDER-merged.")
     ] = None,
     as_json: Json = False,
 ) -> None:

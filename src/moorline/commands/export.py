@@ -20,7 +20,7 @@ _Folder = Annotated[Path, typer.Argument(help="Folder that `moorline audit` wrot
 def inspect(
     folder: _Folder,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the logs. [default: FOLDER/inspect]")
+        Path | None, typer.Option(help="Folder for the logs. Default: FOLDER/inspect.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +41,7 @@ def inspect(
 def lm_eval(
     folder: _Folder,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the tasks. [default: FOLDER/lm-eval]")
+        Path | None, typer.Option(help="Folder for the tasks. Default: FOLDER/lm-eval.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +61,7 @@ def lm_eval(
 def hub(
     folder: _Folder,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the model. [default: FOLDER]")
+        Path | None, typer.Option(help="Folder of the model. Default: FOLDER.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +80,7 @@ def hub(
 def junit(
     folder: _Folder,
     output: Annotated[
-        Path | None, typer.Option(help="File to write. [default: FOLDER/junit.xml]")
+        Path | None, typer.Option(help="File to write. Default: FOLDER/junit.xml.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -91,7 +91,7 @@ def init(model: str, rows: str, file: Path, *, output: str = "out") -> list[str]
     text = _FILE.substitute(
         words, model=shlex.quote(model), rows=shlex.quote(rows), file=shlex.quote(str(file)),
         model_yaml=_quoted(model), rows_yaml=_quoted(rows), output=_quoted(output), seen="",
-        steps="N", checked=_CHECKED, weight=f"{DEFAULT_WEIGHT:g}",
+        steps="N", checked=_CHECKED, weight=DEFAULT_WEIGHT,
     )  # fmt: skip
     write_text(file, text)
     try:
