@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..processes import rank
 from .audit_options import Asked
 from .export import app as export_app
 from .frame import Json, bars, framed, options_of
@@ -21,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
 
 _BEGIN, _TUNE, _MEASURE = "Begin", "Tune", "Measure and show"
 
@@ -170,7 +170,7 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
         result = run(context.args)
         if as_json:
             print_json(plain(result))
-        else:
+        elif rank() == 0:
             print(summary(result))
 
 
