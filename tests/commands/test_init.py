@@ -87,6 +87,9 @@ def test_a_dry_run_says_all_of_it_and_writes_nothing(flags, tmp_path):
                  "far from", "3 steps are few"):  # fmt: skip
         assert said in result.stdout
     assert not (tmp_path / "run").exists()
+    for more, said in (("--str_budget=0.2", "budget 0.2"), ("--str_weight=0", "nothing is held"),
+                       ("--method=kl", "method kl")):  # fmt: skip
+        assert said in runner.invoke(app, ["tune", *words, more, "--dry-run"]).stdout
 
 
 def test_a_rate_falls_with_the_width_and_keeps_within_bounds():

@@ -25,8 +25,9 @@ _MOST_ROWS = 2000
 """Rows that are tokenized; of more, the first ones stand for all."""
 
 _ADAM_BYTES = 12  # of a trained weight in float32, beside the weight: gradient and two moments
-_CHECKPOINTED = 2.0  # activations kept of a layer with gradient checkpointing, in hidden states
-_WHOLE = 34.0  # and without: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1
+# Bytes kept of a layer for each token and hidden unit, in 16 bits, with gradient checkpointing and
+# without: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1.
+_CHECKPOINTED, _WHOLE = 2.0, 34.0
 
 
 class Rows(NamedTuple):
@@ -162,13 +163,10 @@ def told(seen: Look, settings: Settings) -> list[str]:
     rate = training.learning_rate or (
         ADAPTER_LEARNING_RATE if settings.model.use_peft else FULL_LEARNING_RATE
     )
-    held = "nothing is held" if training.str_weight == 0 else f"weight {training.str_weight:g}"
-    if training.str_weight is None or training.str_budget is not None:
-        held = f"budget {training.str_budget:g}"
     lines = [
         f"Model     {seen.model}: {seen.parameters / 1e6:,.1f} million weights, context "
         f"{seen.context or 'unknown'}, {'with' if seen.has_template else 'without'} chat template",
-        f"Held to   {seen.base}: {held}, anchors {training.str_anchors}",
+        f"Held to   {seen.base}: {_strength(settings)}, anchors {training.str_anchors}",
         f"Rows      {rows.num:,} with {', '.join(rows.columns)}; {rows.usual} tokens as a rule, "
         f"{rows.longest} at most, {rows.responses:,} learned{of}",
         f"Training  {what}, {precision}, learning rate {rate:.2g}, {steps_of(seen, settings)} "
@@ -194,6 +192,16 @@ def told(seen: Look, settings: Settings) -> list[str]:
             "Raise `num_train_epochs`."
         )
     return lines
+
+
+def _strength(settings: Settings) -> str:
+    """How hard the refusals are held, in words."""
+    training, method = settings.training, settings.method.method
+    if method != "str":
+        return f"method {method}"
+    if training.str_budget is not None:
+        return f"budget {training.str_budget:g}"
+    return f"weight {training.str_weight:g}" if training.str_weight else "nothing is held"
 
 
 def fitting_rate(hidden: int) -> float:
