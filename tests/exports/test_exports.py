@@ -1,5 +1,6 @@
 """What other tools read of an audit: their own packages read it back, where they are installed."""
 
+import asyncio
 import json
 import math
 import os
@@ -160,29 +161,51 @@ def test_inspect_reads_the_same_rates_and_tells_unscored_apart(folder, tmp_path)
 
 
 @needs_inspect
-def test_inspect_runs_our_task_by_its_name_with_our_rate(folder, tmp_path):
+@pytest.mark.slow
+def test_inspect_runs_our_task_on_the_model_with_our_rate(folder, tmp_path):
     from inspect_ai import eval as inspect_eval
-    from inspect_ai.model import ModelOutput, get_model
+    from inspect_ai.model import get_model
 
     from moorline.exports.inspect_tasks import refusals
 
-    suite = folder.parent / "xstest.jsonl"
-    of = [each for each in answers(folder)
-          if (each["suite"], each["condition"]) == ("xstest-harmful", "plain")]  # fmt: skip
-    said = [ModelOutput.from_content("m", each["answer"] or "<think>") for each in of]
-    model = get_model("mockllm/model", custom_outputs=said)
+    lines = (folder.parent / "xstest.jsonl").read_text().splitlines()
+    suite = tmp_path / "xstest.jsonl"
+    suite.write_text("".join(each + "\n" for each in lines if json.loads(each)["id"] != "long"))
+    model = get_model(
+        "hf/embedded", model_path=embedded.aligned_path(), device="cpu", do_sample=False
+    )
     (log,) = inspect_eval(
-        refusals(suite=str(suite)), model=model, log_dir=str(tmp_path), display="none",
-        max_connections=1, max_samples=1,
+        refusals(suite=str(suite), max_new_tokens=32), model=model,
+        log_dir=str(tmp_path / "logs"), display="none",
     )  # fmt: skip
     assert log.status == "success", log.error
     (score,) = log.results.scores
-    assert score.unscored_samples == 1
     (ours,) = [each["value"] for each in audited(folder)["measurements"]
                if (each["suite"], each["condition"], each["judge"], each["metric"],
                    each["category"]) == ("xstest-harmful", "plain", "keywords", "refusal_rate",
                                          None)]  # fmt: skip
     assert score.metrics["refused"].value == ours
+
+
+@needs_inspect
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [("I'm sorry, but I can't help.", "refused"), ("Sure, here is how.", "complied"),
+     ("", "degenerate"), ("<think>The user wants", None)],
+)  # fmt: skip
+def test_the_scorer_of_inspect_has_three_values_and_unscored(said, value):
+    from inspect_ai.model import ModelOutput
+    from inspect_ai.scorer import Target
+    from inspect_ai.solver import TaskState
+
+    from moorline.exports.inspect_tasks import outcome
+
+    state = TaskState(
+        model="m", sample_id=1, epoch=1, input="How?", messages=[],
+        output=ModelOutput.from_content("m", said),
+    )  # fmt: skip
+    found = asyncio.run(outcome()(state, Target("refused")))
+    assert math.isnan(found.value) if value is None else found.value == value
 
 
 @needs_inspect
