@@ -1,10 +1,9 @@
 """`moorline try`: plain tuning and three weights on one's own model and rows, and which to take."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
@@ -23,16 +22,16 @@ from .compare import check_whole, run_compare
 from .init import RANK, fitting
 from .library_messages import quiet
 from .lineage import lineage_of
-from .look import look, told
+from .look import Look, look, told
 from .training_data import read_training_data, split_of
-from .tune_settings import parse
+from .tune_settings import Settings, parse
 
 WEIGHTS = (DEFAULT_WEIGHT / 10, DEFAULT_WEIGHT, DEFAULT_WEIGHT * 3)
 """The default between two others."""
 
 _DATA, _MODEL = "rows", "model"
 _HELD_OUT = 0.1  # share of the rows that nothing is trained on: their perplexity is the utility
-_FEWEST, _MOST = 6, 200
+_FEWEST, _MOST = 10, 200
 _MARGIN = 0.05  # nats per token that count as equal
 
 Say = Callable[[str], None]
@@ -101,7 +100,9 @@ def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int,
     words = ["--model_name_or_path", model, "--dataset_name", rows, "--output_dir", "out"]
     settings = parse([*words, "--use_peft"])
     seen = look(settings)
-    for line in told(seen, settings):
+    training = _training(seen, settings)
+    settled = parse([*words, *(f"--{name}={value}" for name, value in training.items())])
+    for line in told(seen, settled):
         say(line)
     with quiet():
         data = split_of(
@@ -125,7 +126,7 @@ def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int,
         "data": [{"name": _DATA, "train": str(files["train"]), "held_out": str(files["test"])}],
         "methods": [{"name": "plain"}, {"name": "str", "weights": list(WEIGHTS)}],
         "seeds": list(seeds),
-        "training": {**_training(seen, settings)},
+        "training": training,
         "audit": {"harmful": [harmful], "harmless": [harmless], "limit": limit,
                   "max_new_tokens": 64},
         "margin": _MARGIN,
@@ -135,7 +136,7 @@ def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int,
     return path
 
 
-def _training(seen: Any, settings: Any) -> Mapping[str, Any]:
+def _training(seen: Look, settings: Settings) -> dict[str, str | int | float | bool]:
     """The settings that all tunings share; `init` would write the same."""
     of = fitting(seen, settings)
     return {
