@@ -31,7 +31,7 @@ WEIGHTS = (DEFAULT_WEIGHT / 10, DEFAULT_WEIGHT, DEFAULT_WEIGHT * 3)
 
 _DATA, _MODEL = "rows", "model"
 _HELD_OUT = 0.1  # share of the rows that nothing is trained on: their perplexity is the utility
-_FEWEST, _MOST = 10, 200
+_FEWEST, _MOST = 12, 200
 _MARGIN = 0.05  # nats per token that count as equal
 
 Say = Callable[[str], None]
@@ -110,10 +110,10 @@ def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int,
             settings.script.dataset_train_split,
         )
     held_out = max(_FEWEST, min(_MOST, round(_HELD_OUT * len(data))))
-    if len(data) < 4 * held_out:
+    if len(data) < 3 * held_out:
         raise InputError(
             f"{rows}: {len(data)} rows are too few to hold {held_out} of them out and learn from "
-            f"the others. Give {4 * _FEWEST} rows or more."
+            f"the others. Give {3 * _FEWEST} rows or more."
         )
     parts = data.train_test_split(test_size=held_out, seed=0)
     files = {"train": output / "rows" / "train.jsonl", "test": output / "rows" / "held_out.jsonl"}
