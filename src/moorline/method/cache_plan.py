@@ -166,7 +166,7 @@ def _keys(columns: Mapping[str, _Lists], num: int) -> np.ndarray:
     """What `cache.key_of` gives for each row."""
     digests = [hashlib.blake2b(digest_size=16) for _ in range(num)]
     for name, (flat, starts) in columns.items():
-        raw, size, ends = memoryview(flat).cast("B"), flat.itemsize, starts.tolist()
+        raw, size, ends = flat.tobytes(), flat.itemsize, starts.tolist()
         begin = f"{name}:".encode()
         for digest, start, end in zip(digests, ends, ends[1:], strict=False):
             digest.update(b"%b%d;" % (begin, end - start))
