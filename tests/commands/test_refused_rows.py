@@ -54,6 +54,6 @@ def test_where_rows_cannot_be_told_apart_nobody_is_asked():
 def test_the_run_file_says_how_many_were_asked(flags, tmp_path):
     assert tune(flags).exit_code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert run["refused_rows"]["asked"] == 8
+    assert run["refused_rows"]["asked"] == 12
     assert tune({**flags, "str_weight": 0, "output_dir": tmp_path / "plain"}).exit_code == 0
     assert json.loads((tmp_path / "plain" / "run.json").read_text())["refused_rows"] is None
