@@ -183,10 +183,12 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
         from ..records import plain
 
         if "--dry-run" in context.args:
+            from .library_messages import quiet
             from .look import look, told
             from .tune_settings import parse
 
-            settings = parse([each for each in context.args if each != "--dry-run"])
+            with quiet():
+                settings = parse([each for each in context.args if each != "--dry-run"])
             lines = told(look(settings), settings)
             print_json({"seen": lines}) if as_json else print(*lines, sep="\n")
             return
