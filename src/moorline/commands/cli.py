@@ -121,14 +121,10 @@ def mine(
         tokens.save(output)
         found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
         if explain:
-            from . import mine as screen
+            from .mine import explained
 
-            places = screen.places_of(chat, tokens)
-            screen.draw(tokens, places, output.with_suffix(".svg"))
-            print(
-                "\n".join(screen.explanation(tokens, places)), file=sys.stderr if as_json else None
-            )
-            found["places"] = [each._asdict() for every in places.values() for each in every]
+            lines, found["places"] = explained(chat, tokens, output.with_suffix(".svg"))
+            print("\n".join(lines), file=sys.stderr if as_json else None)
         if as_json:
             print_json(found)
         else:
