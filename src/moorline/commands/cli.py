@@ -79,20 +79,10 @@ def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
-    min_contrast: Annotated[
-        float | None,
-        typer.Option(help="Drop tokens whose contrast, harmful against harmless, is less (nats)."),
-    ] = None,
-    own_refusals: Annotated[
-        bool, typer.Option("--own-refusals", help="Mine from the model's own refusals as well.")
-    ] = False,
-    variants: Annotated[
-        bool, typer.Option("--variants", help="Add the same words with space or capital.")
-    ] = False,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Show where each token tells harmful from harmless."),
-    ] = False,
+    min_contrast: Annotated[float | None, typer.Option(help="Least contrast (nats).")] = None,
+    own_refusals: Annotated[bool, typer.Option("--own-refusals", help="And its own.")] = False,
+    variants: Annotated[bool, typer.Option("--variants", help="And spaces, capitals.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show where each tells.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
