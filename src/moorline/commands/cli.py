@@ -80,9 +80,9 @@ def mine(
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
     min_contrast: Annotated[float | None, typer.Option(help="Least contrast (nats).")] = None,
-    own_refusals: Annotated[bool, typer.Option("--own-refusals", help="And its own.")] = False,
-    variants: Annotated[bool, typer.Option("--variants", help="And spaces, capitals.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Show where each tells.")] = False,
+    own_refusals: Annotated[bool, typer.Option("--own-refusals", help="Its refusals too.")] = False,
+    variants: Annotated[bool, typer.Option("--variants", help="Other spellings too.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say where each tells.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
