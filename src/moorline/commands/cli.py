@@ -3,6 +3,7 @@
 Heavy imports stand inside the commands, so that `moorline --help` answers at once.
 """
 
+import errno
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MoorlineError
+from ..provenance import printable
 from .audit_options import Asked
 
 app = typer.Typer(
@@ -51,6 +53,16 @@ def _options(
     pass
 
 
+_OF_THE_USER = (
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
+    errno.EDQUOT,
+)  # fmt: skip
+
+
+def _say_error(text: str) -> None:
+    print("error: " + printable(" ".join(text.split())), file=sys.stderr)
+
+
 @contextmanager
 def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """The frame of a command; gives a function that prints one value as JSON on stdout.
@@ -68,7 +80,13 @@ def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
             yield lambda value: print(json.dumps(value), file=stdout)
     except MoorlineError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        _say_error(str(error))
+        raise typer.Exit(2) from None
+    except OSError as error:  # of a path or a disk, wherever it was met
+        if error.errno not in _OF_THE_USER:
+            raise
+        place = str(error.filename or "")[:200]
+        _say_error(f"{place}: {error.strerror}. Give another path, or make room.")
         raise typer.Exit(2) from None
     finally:
         log.removeHandler(told)
@@ -171,12 +189,17 @@ def mine(
         check_sizes(max_tokens=num)
         chat = load_chat_model(model)
         with _bars(show=True) as say:
-            tokens = mine_safety_tokens(
-                chat.model,
-                chat.tokenizer,
-                max_tokens=num,
-                progress=lambda done, total: say("prompts", done, total),
-            )
+            try:
+                tokens = mine_safety_tokens(
+                    chat.model,
+                    chat.tokenizer,
+                    max_tokens=num,
+                    progress=lambda done, total: say("prompts", done, total),
+                )
+            except KeyboardInterrupt:
+                print("Stopped; nothing was written. The same command begins anew.",
+                      file=sys.stderr)  # fmt: skip
+                raise typer.Exit(130) from None
         tokens.save(output)
         if as_json:
             found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}

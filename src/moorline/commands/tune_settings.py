@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-
 from ..errors import InputError, unknown_choice
+from ..records import read_yaml
 
 HELP = """\
 Usage: moorline tune --config FILE.yaml [--NAME VALUE ...]
@@ -144,7 +143,7 @@ def _check(settings: Settings) -> None:
     lora = sorted(
         name for name in settings.given if name.startswith(("lora_", "use_dora", "use_rslora"))
     )
-    if lora and "use_peft" not in settings.given:
+    if lora and not settings.model.use_peft:
         raise InputError(
             f"`{lora[0]}` is set but `use_peft` is not, so every weight would be trained. Add "
             f"--use_peft, or leave `{lora[0]}` out."
@@ -156,12 +155,7 @@ def _keys(config: str, known: set[str]) -> set[str]:
     path = Path(config)
     if not path.is_file():
         raise InputError(f"{path}: no such settings file (`--config`). Check the path.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a settings file holds keys and values, one on each line.")
     for key in values:
