@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded model (sets everything up first)
 # make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
 #             report in Chromium, which it gets first; make test-wheel tests what users install
+# make stress kills, bad input, hostile text, properties: one line a class, under an hour
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
 
@@ -13,7 +14,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-wheel wheel check format models clean
+.PHONY: setup demo test test-fast test-browser test-wheel stress wheel check format models clean
 
 setup: $(STAMP)
 
@@ -43,6 +44,10 @@ test-wheel: wheel
 test-browser: $(STAMP)
 	.ci/browser
 	$(BIN)/python -m pytest -m browser tests
+
+# Kills five jobs again and again; then the tests of bad input, hostile text and properties.
+stress: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stress.py --kills 60 --minutes 45 --pytest $(STRESS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -59,8 +59,19 @@ _OF_THE_USER = (
 )  # fmt: skip
 
 
+class _Printable(logging.Formatter):
+    """Log lines without what would steer the terminal: they quote names and rows from outside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _begin(text: str) -> None:
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def _say_error(text: str) -> None:
-    print("error: " + printable(" ".join(text.split())), file=sys.stderr)
+    _begin("error: " + " ".join(text.split()))
 
 
 @contextmanager
@@ -73,6 +84,7 @@ def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
     stdout = sys.stdout
     # What was chosen and why, as it is chosen.
     log, told = logging.getLogger("moorline"), logging.StreamHandler(sys.stderr)
+    told.setFormatter(_Printable())
     level = log.level
     log.addHandler(told)
     log.setLevel(logging.INFO)
@@ -108,7 +120,7 @@ def _bars(show: bool) -> Iterator[Any]:
     )
 
     columns = (
-        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description:<14}", markup=False), BarColumn(), MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     bars = Progress(*columns, console=Console(stderr=True), disable=not show)
@@ -116,7 +128,7 @@ def _bars(show: bool) -> Iterator[Any]:
 
     def say(what: str, done: int, total: int) -> None:
         if what not in known:
-            known[what] = bars.add_task(what, total=total)
+            known[what] = bars.add_task(printable(what), total=total)
         bars.update(known[what], completed=done, total=total)
 
     with bars:
@@ -178,7 +190,7 @@ def mine(
     """Find the safety tokens of an aligned model and write them to a file."""
     with _command(as_json=as_json) as print_json:
         # Before the imports, which take seconds.
-        print(f"Mining the safety tokens of {model}: loading.", file=sys.stderr, flush=True)
+        _begin(f"Mining the safety tokens of {model}: loading.")
         from ..chat.chat_model import check_sizes
         from ..chat.loading import load_chat_model
         from ..method.mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
@@ -238,7 +250,7 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
         if as_json:
             print_json(plain(result))
         else:
-            print(summary(result))
+            print(printable(summary(result)))
 
 
 @app.command()
@@ -246,7 +258,7 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
 def audit(asked: Asked, as_json: bool) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with _command(as_json=as_json) as print_json:
-        print(f"Auditing {asked.model}; loading the libraries ...", file=sys.stderr, flush=True)
+        _begin(f"Auditing {asked.model}; loading the libraries ...")
         from transformers.utils import logging as transformers_logging
 
         from .audit import run_audit
@@ -262,7 +274,7 @@ def audit(asked: Asked, as_json: bool) -> None:
         if as_json:
             print_json(found)
         else:
-            print(*audit_lines(found, asked.output), sep="\n")
+            print(printable("\n".join(audit_lines(found, asked.output))))
         if not all(gate["passed"] for gate in found["gates"]):
             raise typer.Exit(3)
 
@@ -290,7 +302,7 @@ def compare(
 ) -> None:
     """Compare methods, strengths, seeds, data sets and models at equal conditions; resumes."""
     with _command(as_json=as_json) as print_json:
-        print(f"Comparing by {plan}; loading the libraries ...", file=sys.stderr, flush=True)
+        _begin(f"Comparing by {plan}; loading the libraries ...")
         from ..compare.tables import terminal
         from ..records import plain
         from .compare import check_whole, run_compare
@@ -298,7 +310,7 @@ def compare(
         try:
             made = run_compare(
                 plan, output, workers=workers, engine=engine, address=address, evidence=evidence,
-                say=lambda line: print(line, file=sys.stderr, flush=True),
+                say=lambda line: print(printable(line), file=sys.stderr, flush=True),
             )  # fmt: skip
         except KeyboardInterrupt:
             print("Stopped; the same command goes on with the cells left.", file=sys.stderr)
@@ -306,7 +318,7 @@ def compare(
         if as_json:
             print_json(plain(made))
         else:
-            print("\n".join(terminal(made)))
+            print(printable("\n".join(terminal(made))))
         check_whole(made)
 
 
@@ -333,7 +345,7 @@ def report(
         if as_json:
             print_json(made.to_json())
         else:
-            print(made.text())
+            print(printable(made.text()))
             for path in (output / "report.html", *cards):
                 print(f"Written: {path}")
 

@@ -120,7 +120,9 @@ def check_free(
             f"`output_dir` {output} holds another run (started {other.started}; different: "
             f"{', '.join(changed[:5]) or 'the data'}). Give another folder."
         )
-    stopped_early = other.status != "finished" and not whole_checkpoints(output)
+    stopped_early = other.status != "finished" and not whole_checkpoints(
+        output, with_state=settings.get("str_budget") is not None
+    )
     if not resumes and not stopped_early:
         raise InputError(
             f"`output_dir` {output} holds this run already ({other.status}). Resume it with "

@@ -6,6 +6,7 @@ In order: settings, output folder, data, model, safety tokens, training, files.
 """
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -69,6 +70,8 @@ def tune(arguments: Sequence[str]) -> Run:
     with quiet():
         settings = parse(arguments)
     training, output = settings.training, Path(settings.training.output_dir)
+    if training.hub_token is not None:  # or the host writes it into training_args.bin
+        os.environ["HF_TOKEN"], training.hub_token = training.hub_token, None
     lineage = lineage_of(settings.model.model_name_or_path)
     check_model_folder(lineage.model)
     if lineage.adapter is not None:
@@ -79,7 +82,9 @@ def tune(arguments: Sequence[str]) -> Run:
         SafetyTokens.load(training.str_tokens)
     if training.str_anchors not in (NO_ANCHORS, AUTO_ANCHORS):
         anchor_prompts(training.str_anchors)
-    training.resume_from_checkpoint = _checkpoint(training.resume_from_checkpoint, output)
+    training.resume_from_checkpoint = _checkpoint(
+        training.resume_from_checkpoint, output, with_state=training.str_budget is not None
+    )
     plain = settings.plain()
     known_as = _fingerprint(settings, plain)
     with locked(output), quiet():
@@ -340,12 +345,12 @@ def _load_model(name: str, settings: Settings) -> Any:
     return load(AutoModelForCausalLM, name, **{**named, **remote, **settled})
 
 
-def _checkpoint(given: Any, output: Path) -> str | bool | None:
+def _checkpoint(given: Any, output: Path, *, with_state: bool) -> str | bool | None:
     """`--resume_from_checkpoint`: a folder, or yes for the newest one in the output folder."""
     if given in (None, False, "", "false", "False"):
         return None
     if given in (True, "true", "True", "last"):
-        if not whole_checkpoints(output):
+        if not whole_checkpoints(output, with_state=with_state):
             raise InputError(
                 f"`resume_from_checkpoint` is set but {output} holds no whole checkpoint. Leave it "
                 "out to begin anew."

@@ -80,14 +80,22 @@ class Settings(NamedTuple):
         found = {}
         for each in (self.script, self.training, self.model, self.mixture, self.method):
             values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
-            found |= {
-                key: value
-                for key, value in values.items()
-                if "token" not in key or key.startswith("str_")
-            }
+            found |= _without_secrets(values)
         return {
             key: found[key] if is_plain(found[key]) else str(found[key]) for key in sorted(found)
         }
+
+
+# What a name of a setting holds where its value is a secret: `hub_token`, also within a mapping.
+_SECRET = ("token", "password", "secret", "api_key", "credential")
+
+
+def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_secrets(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if str(key).startswith("str_") or not any(each in str(key).lower() for each in _SECRET)
+    }
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -114,7 +122,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         at = arguments.index("--config")
         if at + 1 >= len(arguments):
             fail("--config needs a file")
-        given |= _keys(arguments[at + 1], known)
+        given |= read_keys(arguments[at + 1], known)
     try:
         *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except InputError:
@@ -150,8 +158,12 @@ def _check(settings: Settings) -> None:
         )
 
 
-def _keys(config: str, known: set[str]) -> set[str]:
-    """The keys of a YAML file, each a known one."""
+def read_keys(config: str, known: set[str]) -> set[str]:
+    """The keys of a YAML file.
+
+    Raises:
+        InputError: If it is missing, is not YAML, holds no keys, or one that is not known.
+    """
     path = Path(config)
     if not path.is_file():
         raise InputError(f"{path}: no such settings file (`--config`). Check the path.")
