@@ -145,7 +145,7 @@ def _audited(path: Path) -> Run:
 
 def _tuned(path: Path) -> Run:
     value = _read(path, _TUNE_AGAIN, 1, 2)
-    if (status := value.get("status")) not in _STATUSES:
+    if (status := value.get("status", "finished")) not in _STATUSES:
         raise InputError(
             f"{path}: 'status' must be one of {', '.join(_STATUSES)}, got {status!r}. {_TUNE_AGAIN}"
         )
