@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from .. import records
 from ..errors import InputError, PrerequisiteError
 from ..method.checkpoint import whole_checkpoints
+from ..processes import rank
 
 RUN = "run.json"
 TOKENS = "safety_tokens.json"
@@ -162,7 +163,7 @@ def locked(output: Path, *, what: str = "tuning", setting: str = "output_dir") -
         InputError: If another one runs in it, or the path is a file.
         PrerequisiteError: If the folder cannot be made or written.
     """
-    if int(os.environ.get("RANK", "0")) > 0:  # the first process locks for all
+    if rank() > 0:  # the first process locks for all
         yield
         return
     if output.exists() and not output.is_dir():
