@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded model (sets everything up first)
 # make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
-#             report in Chromium, which it gets first; make test-wheel tests what users install
+#             report in Chromium, which it gets first; make test-wheel tests what users install;
+#             make test-tools the exports, with the tools that read them
 # make stress kills, bad input, hostile text, properties: one line a class, under an hour
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
@@ -14,7 +15,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-wheel stress wheel check format models clean
+.PHONY: setup demo test test-fast test-browser test-tools test-wheel stress wheel check format models clean
 
 setup: $(STAMP)
 
@@ -40,6 +41,10 @@ wheel: $(STAMP)
 # The wheel that was built from the sdist, tested in an environment of its own, with no src/ in reach.
 test-wheel: wheel
 	.ci/wheel $(PYTHON)
+
+# Inspect and lm-eval, in an environment of their own (.venv-tools).
+test-tools:
+	.ci/tools $(PYTHON)
 
 test-browser: $(STAMP)
 	.ci/browser
