@@ -40,10 +40,10 @@ _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u20
 @pytest.mark.parametrize("name", ESCAPES)
 def test_what_steers_a_terminal_is_taken_out(name):
     assert _STEERS.search(ESCAPES[name]), "the control: it is there before"
-    shown = printable(f"before {ESCAPES[name]} after")
+    shown = printable(f"before {ESCAPES[name]}\nafter")
     assert not _STEERS.search(shown)
     assert shown.startswith("before ")
-    assert shown.endswith(" after")
+    assert shown.endswith("\nafter")
 
 
 @given(st.text())
