@@ -176,17 +176,17 @@ def _of_endpoint(
     if asked.against:
         other = _source(asked.against, None)
         _check(other, loading)
-    check_folder(asked.output)
-    result, comparisons = audit_served(asked, suites, settings, say), ()
-    if other:
-        folder, chat = asked.output / "against", _loaded(other, loading, say)
-        label = f"audit {Path(other.name).name}"
-        beside = audit(
-            chat, suites, settings, name=other.name, folder=folder, progress=partial(say, label)
-        )
-        beside.save(folder, loading=loading._asdict())
-        comparisons = compare(beside, result)
-    return _saved(asked, result, {"endpoint": asked.endpoint}, began, comparisons)
+    with locked(asked.output, what="audit", setting="output"):
+        result, comparisons = audit_served(asked, suites, settings, say), ()
+        if other:
+            folder, chat = asked.output / "against", _loaded(other, loading, say)
+            label = f"audit {Path(other.name).name}"
+            beside = audit(
+                chat, suites, settings, name=other.name, folder=folder, progress=partial(say, label)
+            )
+            beside.save(folder, loading=loading._asdict())
+            comparisons = compare(beside, result)
+        return _saved(asked, result, {"endpoint": asked.endpoint}, began, comparisons)
 
 
 def _saved(
