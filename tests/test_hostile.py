@@ -33,6 +33,7 @@ ESCAPES = {
     "turned text": "\u202egnorw",
     "reset": "\x1bc",
     "unfinished": "\x1b[",
+    "unfinished title": "\x1b]0;",
 }
 _STEERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 

@@ -66,11 +66,12 @@ def peak_memory() -> tuple[int, Literal["cuda", "process"]]:
 
 
 _CONTROL = re.compile(
-    # sequences that steer a terminal: CSI, then OSC and its like up to their end, then two letters
-    r"\x1b\[[0-?]{0,64}[ -/]{0,8}[@-~]?"
-    r"|\x1b[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?"
-    r"|\x1b[ -/]{0,8}[0-~]?"
-    # what is left: other controls but tab and line feed, C1, marks that turn the direction of text
+    # Sequences that steer a terminal: CSI; OSC and its like, if they end; others. One that does not
+    # end takes nothing with it, or it would swallow what we say after it.
+    r"\x1b\[[0-?]{0,64}[@-~]?"
+    r"|\x1b[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)"
+    r"|\x1b[@-~]?"
+    # What is left: other controls but tab and line feed, C1, marks that turn the direction of text.
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 
