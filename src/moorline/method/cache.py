@@ -96,7 +96,7 @@ class Manifest:
         """
         found = records.read(cls, folder / MANIFEST, "reference cache", remedy=REMEDY)
         for name in found.shards:
-            if Path(name).name != name:
+            if Path(name).name != name or name in ("", "..", "."):
                 raise InputError(f"{folder / MANIFEST}: shard {name!r} is no file name. {REMEDY}")
         return found
 
