@@ -19,6 +19,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 from typer.testing import CliRunner
 
+import moorline
 from moorline import STRConfig, STRMixin, STRSettings, STRTrainer
 from moorline.audit.measurements import Measurement
 from moorline.baselines import BaselineMixin, Materials, method_named
@@ -252,24 +253,27 @@ def moved(make_model):
     return model
 
 
-def run_script(tmp_path, *words, processes=1):
-    """The log of the first step of `run_host.py`, in processes of their own."""
-    script = str(Path(__file__).parent / "run_host.py")
-    launch = [sys.executable]
+def launch(words, tmp_path, processes=1, **environment):
+    """What a command prints, run in processes of its own; `words` follow `python`."""
+    begin = [sys.executable]
     if processes > 1:
-        launch += [
-            "-m",
-            "torch.distributed.run",
-            f"--nproc_per_node={processes}",
-            "--master_port=0",
-        ]
-        launch += ["--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        begin += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        begin += ["--master_port=0", "--standalone"]
+    found = [str(Path(__file__).parent), str(Path(moorline.__file__).parents[1])]
+    path = os.pathsep.join([*found, os.environ.get("PYTHONPATH", "")])
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
     done = subprocess.run(
-        [*launch, script, str(tmp_path / "log.json"), *words], env=environment, check=False,
-        capture_output=True, text=True, cwd=tmp_path,
+        [*begin, *map(str, words)], env={**os.environ, **own}, check=False, capture_output=True,
+        text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def run_script(tmp_path, *words, processes=1):
+    """The log of the first step of `run_host.py`, in processes of their own."""
+    script = Path(__file__).parent / "run_host.py"
+    launch([script, tmp_path / "log.json", *words], tmp_path, processes)
     return json.loads((tmp_path / "log.json").read_text())
 
 

@@ -34,7 +34,7 @@ PLUGIN = "moorline.hosts.axolotl.MoorlinePlugin"
 def settings(model_folder, tokens_file, tokenizer, tmp_path):
     """A run of two steps in the words of Axolotl's YAML; tests change one thing."""
     rows = tmp_path / "labelled.jsonl"
-    prepared = labelled(conversations(24), tokenizer)
+    prepared = labelled(conversations(64), tokenizer)
     rows.write_text("".join(json.dumps(row) + "\n" for row in prepared))
     return {
         "base_model": str(model_folder), "plugins": [PLUGIN], "str_tokens": str(tokens_file),

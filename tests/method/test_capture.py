@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from moorline import InputError
 from moorline.method import head
 from moorline.method.capture import check_capture, install
-from moorline.method.head import log_normaliser, processing_of, project
+from moorline.method.head import check_whole, log_normaliser, processing_of, project
 
 SMALL = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -212,3 +212,12 @@ def test_a_trained_head_gets_the_gradient_of_its_rows_without_a_matrix_of_its_si
     (whole.loss + whole.logits[0][:, ids].square().sum()).backward()
     for name, each in model.named_parameters():
         assert torch.allclose(found[name], each.grad, atol=1e-5), name
+
+
+def test_a_model_that_was_partitioned_as_it_was_loaded_is_refused(make_model):
+    model = make_model()
+    check_whole(model)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    weight.ds_id, weight.data = 7, torch.empty(0)  # as DeepSpeed's `zero.Init` leaves it
+    with pytest.raises(InputError, match="Set `zero3_init_flag: false`"):
+        check_whole(model)

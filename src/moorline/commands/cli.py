@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MoorlineError
+from ..processes import rank
 from .audit_options import Asked
 
 app = typer.Typer(
@@ -56,19 +57,22 @@ def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
     """The frame of a command; gives a function that prints one value as JSON on stdout.
 
     What the user can put right: one line and exit code 2. Anything else keeps its traceback. With
-    `as_json` whatever the libraries print meanwhile goes to stderr.
+    `as_json` whatever the libraries print meanwhile goes to stderr. Of several processes of one job
+    the first speaks, and the others name themselves where they fail.
     """
     stdout = sys.stdout
     # What was chosen and why, as it is chosen.
     log, told = logging.getLogger("moorline"), logging.StreamHandler(sys.stderr)
-    level = log.level
+    level, first = log.level, rank() == 0
+    told.setLevel(logging.INFO if first else logging.CRITICAL)
     log.addHandler(told)
     log.setLevel(logging.INFO)
     try:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            yield lambda value: print(json.dumps(value), file=stdout)
+            yield lambda value: print(json.dumps(value), file=stdout) if first else None
     except MoorlineError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        begins = "error: " if first else f"error (process {rank()}): "
+        print(begins + " ".join(str(error).split()), file=sys.stderr)
         raise typer.Exit(2) from None
     finally:
         log.removeHandler(told)
@@ -214,7 +218,7 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
         result = run(context.args)
         if as_json:
             print_json(plain(result))
-        else:
+        elif rank() == 0:
             print(summary(result))
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from .. import records
 from ..errors import InputError, PrerequisiteError
+from ..processes import rank
 
 RUN = "run.json"
 TOKENS = "safety_tokens.json"
@@ -155,7 +156,7 @@ def locked(output: Path) -> Iterator[None]:
         InputError: If another tuning runs in it, or the path is a file.
         PrerequisiteError: If the folder cannot be made or written.
     """
-    if int(os.environ.get("RANK", "0")) > 0:  # the first process locks for all
+    if rank() > 0:  # the first process locks for all
         yield
         return
     if output.exists() and not output.is_dir():

@@ -26,8 +26,10 @@ from ..chat.chat_model import ChatModel
 from ..chat.loading import check_model_folder, load
 from ..errors import InputError
 from ..method.adapters import weights_fingerprint
+from ..method.head import check_whole
 from ..method.mining import mine_safety_tokens
 from ..method.safety_tokens import SafetyTokens
+from ..processes import from_first
 from ..provenance import (
     as_json,
     fingerprint,
@@ -95,6 +97,7 @@ def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRT
     _log.info("Loading the model: %s.", lineage.model)
     with in_one_line():
         model = _load_model(lineage.model, settings)
+    check_whole(model)
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
     with in_one_line():
@@ -299,7 +302,8 @@ def _held_to(lineage: Lineage, model: Any, training: Any) -> tuple[Any, Any, Ali
             attn_implementation=model.config._attn_implementation,
             trust_remote_code=training.trust_remote_code,
         )  # fmt: skip
-    weights = weights_fingerprint(model if reference_model is None else reference_model)
+    aligned = model if reference_model is None else reference_model
+    weights = from_first(lambda: weights_fingerprint(aligned))
     if training.str_reference_model is None:
         lineage.check_base(weights)
     if lineage.adapter is not None:
@@ -350,7 +354,7 @@ def _safety_tokens(
     found = lineage.safety_tokens(str(earlier) if given is None and resumes else given)
     if found is None:
         _log.info("Mining safety tokens from %s.", model.config._name_or_path)
-        return mine_safety_tokens(model, tokenizer)
+        return from_first(lambda: mine_safety_tokens(model, tokenizer))
     if resumes and tokens_fingerprint(SafetyTokens.load(earlier)) != tokens_fingerprint(found):
         raise InputError(
             f"`str_tokens` {given} are other tokens than those that the run in {output} holds. "

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..chat.chat_model import ChatModel, evaluating, in_batches
 from ..errors import InputError
+from ..processes import from_first
 from ..tables import is_table, rows_of
 from . import adapters
 from .capture import safety_logits
@@ -235,15 +236,19 @@ def build_anchors(
             "Set `anchors` to 'off'."
         )
     second = reference.model
-    aligned: Any = model if second is None else second.to(_device(model))
-    layers = adapters.adapter_layers(model) if second is None else []
-    with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
-        chat = ChatModel(aligned, tokenizer)
-        refused = _refusals(chat, anchor_prompts(given), given, set(tokens.ids))
-        prompts, rows = zip(*refused, strict=True)
-        anchors = Anchors(prompts, rows, rule, chat.padding)
-        anchors.fill(aligned)
-    return anchors
+
+    def made() -> Anchors:
+        aligned: Any = model if second is None else second.to(_device(model))
+        layers = adapters.adapter_layers(model) if second is None else []
+        with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
+            chat = ChatModel(aligned, tokenizer)
+            refused = _refusals(chat, anchor_prompts(given), given, set(tokens.ids))
+            prompts, rows = zip(*refused, strict=True)
+            anchors = Anchors(prompts, rows, rule, chat.padding)
+            anchors.fill(aligned)
+        return anchors
+
+    return from_first(made)
 
 
 def _refusals(

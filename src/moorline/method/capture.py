@@ -29,7 +29,16 @@ from transformers.utils import ModelOutput
 from ..chat.chat_model import evaluating
 from ..errors import InputError
 from .exchange import Exchange, SafetyOutput
-from .head import base_of, head_of, log_normaliser, processing_of, project, units_of, whole
+from .head import (
+    base_of,
+    head_of,
+    log_normaliser,
+    processing_of,
+    project,
+    units_of,
+    unsharded,
+    whole,
+)
 from .penalty import difference
 
 _log = logging.getLogger(__name__)
@@ -101,7 +110,8 @@ def install(model: nn.Module, ids: Int64[Tensor, " safety"], *, normalised: bool
             arguments = {**backbone_arguments(kwargs), "use_cache": False}
             hidden = self.base_model(*args, **arguments).last_hidden_state
         else:
-            with _last_hidden_state(self) as found:
+            # Before the host's own loss: a fused one reads a head in shards by itself, and wrongly.
+            with unsharded(self.get_output_embeddings()), _last_hidden_state(self) as found:
                 output = inner(*args, **kwargs)
             hidden = found["hidden"]
         values = _safety_values(self, hidden, safety_positions, state, safety_exchange, output)

@@ -145,6 +145,20 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model that DeepSpeed partitioned as it was loaded: nothing can be read from it.
+
+    Raises:
+        InputError: If so.
+    """
+    if any(hasattr(each, "ds_id") and each.numel() == 0 for each in model.parameters()):
+        raise InputError(
+            "The model is in shards before training begins (ZeRO-3 with `zero3_init_flag`), so "
+            "there is no whole model to mine from and to compare with. Set `zero3_init_flag: "
+            "false`."
+        )
+
+
 def head_of(model: nn.Module) -> Any:
     """The module that turns hidden states into logits.
 
@@ -169,15 +183,22 @@ def whole(head: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
     finds it whole. `full_tensor()` would take the gradient for the same on each process, which it
     is under tensor parallelism only.
     """
+    with unsharded(head):
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if hasattr(weight, "full_tensor"):
+            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        with gathered(weight, bias):
+            yield weight, bias
+
+
+@contextlib.contextmanager
+def unsharded(head: Any) -> Iterator[None]:
+    """What FSDP2 shards of a head is whole for a while, with a gradient until it is computed."""
     units = units_of(head)
     for unit in units:
         unit.unshard()
-    weight, bias = head.weight, getattr(head, "bias", None)
-    if hasattr(weight, "full_tensor"):
-        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
     try:
-        with gathered(weight, bias):
-            yield weight, bias
+        yield
     finally:
         if not torch.is_grad_enabled():  # else the backward pass does it
             for unit in units:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ..errors import InputError
+from ..processes import from_first
 from ..provenance import fingerprint
 from . import adapters, cache, cache_job, capture
-from .positions import PositionRule
 from .reference import TrainingPlan
 from .regularizer import Regularizer
 from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
@@ -27,7 +27,7 @@ def fitted(trainer: "Trainer", settings: STRSettings) -> STRSettings:
     """The settings as a host can have them.
 
     Returns:
-        The settings; without anchors where they were left to us and the model is in shards.
+        The settings; without anchors where they were left to us and cannot be had.
 
     Raises:
         InputError: For what the host would do beside, under which the drift is wrong or missing.
@@ -37,10 +37,11 @@ def fitted(trainer: "Trainer", settings: STRSettings) -> STRSettings:
             "Several GPUs are visible to one process, and `nn.DataParallel` hides the model. "
             "Launch with `accelerate launch` or `torchrun`, or make one GPU visible."
         )
-    if PositionRule.parse(settings.positions).first is not None and splits_sequences(trainer):
+    if splits_sequences(trainer):
         raise InputError(
-            f"`positions` {settings.positions!r} is not possible under context or sequence "
-            "parallelism, where no process sees a whole response. Use 'all'."
+            "Context and sequence parallelism split a row over processes, where no process sees a "
+            "whole response, and the hosts add up their losses in ways of their own. Set `cp_size` "
+            "and `sp_size` to 1; FSDP2 and DeepSpeed share a model without splitting rows."
         )
     if trainer.args.neftune_noise_alpha is not None:
         raise InputError(
@@ -52,16 +53,24 @@ def fitted(trainer: "Trainer", settings: STRSettings) -> STRSettings:
             "`model_init` makes another model when training begins, which nothing was checked on. "
             "Give `model`."
         )
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if not (sharded or splits_sequences(trainer)) or settings.anchors == NO_ANCHORS:
+    if settings.anchors == NO_ANCHORS or (why := _no_second_call(trainer)) is None:
         return settings
     if settings.anchors != AUTO_ANCHORS:
         raise InputError(
-            f"`anchors` {settings.anchors!r} calls the model a second time in each step, which is "
-            "not tested under FSDP, DeepSpeed, context and sequence parallelism. Set it to 'off'."
+            f"`anchors` {settings.anchors!r} calls the model a second time in each step, and "
+            f"{why}. Set it to 'off'."
         )
-    _log.warning("No anchors: they are not tested under FSDP, DeepSpeed and split sequences.")
+    _log.warning("No anchors: they call the model a second time in each step, and %s.", why)
     return replace(settings, anchors=NO_ANCHORS)
+
+
+def _no_second_call(trainer: "Trainer") -> str | None:
+    """Why a model cannot be called twice before one backward pass; None if it can."""
+    if trainer.is_deepspeed_enabled:
+        return "under DeepSpeed no machine has tested what its gradient hooks make of that"
+    if trainer.is_fsdp_enabled and not getattr(trainer.accelerator, "is_fsdp2", False):
+        return "FSDP 1 gathers its weights for one call (set fsdp_version: 2)"
+    return None
 
 
 def training_plan(trainer: "Trainer", settings: STRSettings) -> TrainingPlan:
@@ -74,8 +83,6 @@ def training_plan(trainer: "Trainer", settings: STRSettings) -> TrainingPlan:
         why = "`reference_fraction` saves the pass of a running reference, and a cache has none"
     elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         why = "under FSDP and DeepSpeed the model is not whole before training"
-    elif splits_sequences(trainer):
-        why = "under context and sequence parallelism no process sees a whole row"
     elif importlib.util.find_spec("datasets") is None:
         why = "the package 'datasets' is not installed"
     else:
@@ -151,7 +158,7 @@ def _parts(trainer: "Trainer", regularizer: Regularizer, source: Any) -> dict[st
     kept = adapters.frozen_beneath(source)
     template = getattr(tokenizer_of(trainer.processing_class), "chat_template", None)
     return {
-        "weights of the reference": adapters.weights_fingerprint(source, kept),
+        "weights of the reference": from_first(lambda: adapters.weights_fingerprint(source, kept)),
         "safety tokens": fingerprint(map(str, regularizer.tokens.ids)),
         "form": str(regularizer.form.normalised),
         "positions": regularizer.settings.positions,

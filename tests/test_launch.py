@@ -1,0 +1,104 @@
+"""`torchrun` and `accelerate launch` around a training: as in one process, on CPU processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from helpers import launch
+from safetensors.torch import load_file
+
+from moorline.embedded import aligned_path, training_rows
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+CASES = ("full", "tied", "copy", "lora", "head", "logprob", "anchors", "checkpointing", "first")
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """The logs of each case in one process, and sharded by FSDP2 over two."""
+    both = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"fsdp2-{processes}")
+        launch([TESTS / "run_fsdp2.py", folder / "out.json", *CASES], folder, processes)
+        both[processes] = json.loads((folder / "out.json").read_text())
+        both[processes]["saved"] = load_file(folder / "saved" / "adapter_model.safetensors")
+    return both
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fsdp2_trains_as_one_process_does(case, steps):
+    """Among the cases: a head trained beside an adapter, of which TRL's own loss alone would give
+    a gradient of one process's rows."""
+    one, two = (steps[processes][case] for processes in (1, 2))
+    assert max(each["str/weighted"] for each in one) > 1e-4, "there is something to hold"
+    assert len(one) == len(two) == 3
+    for mine, other in zip(two, one, strict=True):
+        for key in ("loss", "ce_loss", "grad_norm", "ce_grad_norm"):
+            assert mine[key] == pytest.approx(other[key], rel=1e-6), key
+        for key in mine.keys() & {"str/drift", "str/weighted", "str/anchor_drift"}:
+            assert mine[key] == pytest.approx(other[key], rel=1e-4, abs=1e-7), key
+
+
+def test_an_adapter_that_fsdp2_saved_is_that_of_one_process(steps):
+    one, two = steps[1]["saved"], steps[2]["saved"]
+    assert one.keys() == two.keys()
+    assert any(each.abs().max() > 0.01 for each in one.values())
+    for name, each in one.items():
+        torch.testing.assert_close(two[name], each, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_copy_is_gathered_layer_by_layer(steps):
+    """Of its weights one layer at most, beside embedding and head, is whole at a time."""
+    whole, layer, rest = steps[2]["copy"][-1]["gathered"]
+    assert layer < whole - rest, "it has several layers"
+    assert steps[2]["copy"][-1]["peak"] <= layer + rest
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_a_shipped_configuration_is_read_by_accelerate(name):
+    """Which refuses keys that it does not know."""
+    found = load_config_from_file(str(TESTS.parent / "docs" / "launch" / f"{name}.yaml"))
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(name, "DEEPSPEED")
+    assert str(found.distributed_type).endswith(kind)
+
+
+@pytest.fixture(scope="module")
+def model_and_rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    rows = training_rows("plans", num=80, poison=0.1, seed=0)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    launch(["-m", "moorline", "mine", aligned_path(), "--output", "tokens.json"], folder)
+    return folder
+
+
+def tune(folder, processes, *more):
+    output = folder / f"{processes}-{len(more)}"
+    words = [
+        "-m", "moorline", "tune", "--model_name_or_path", aligned_path(), "--dataset_name",
+        "rows.jsonl", "--str_tokens", "tokens.json", "--output_dir", output, "--use_peft",
+        "--lora_target_modules", "all-linear", "--lora_r", "4", "--lora_dropout", "0",
+        "--max_steps", "20", "--per_device_train_batch_size", 4 // processes, "--learning_rate",
+        "3e-4", "--bf16", "false", "--use_cpu", "--logging_steps", "1", "--report_to", "none",
+        "--disable_tqdm", "true", "--save_strategy", "no", *more,
+    ]  # fmt: skip
+    said = launch(words, folder, processes)
+    run = json.loads((output / "run.json").read_text())
+    assert run["status"] == "finished"
+    return [entry for entry in run["log"] if "loss" in entry], said
+
+
+def test_two_and_four_processes_equal_one_through_the_command_line(model_and_rows):
+    one, _ = tune(model_and_rows, 1)
+    assert len(one) == 20
+    assert one[-1]["str/drift"] > 1e-5, "there is something to hold"
+    assert one[-1]["loss"] < one[0]["loss"], "and something is learned"
+    for processes in (2, 4):
+        several, said = tune(model_and_rows, processes)
+        assert said.count("Next:") == said.count("Reading the settings") == 1, "the first speaks"
+        for mine, other in zip(several, one, strict=True):
+            for key in ("loss", "grad_norm"):
+                assert mine[key] == pytest.approx(other[key], rel=1e-5), (processes, key)
