@@ -1,7 +1,8 @@
 # make demo   the main job on the embedded model (sets everything up first)
 # make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
 #             report in Chromium, which it gets first; make test-wheel tests what users install;
-#             make test-hosts runs Axolotl and ms-swift with our trainer, in .hosts/
+#             make test-tools the exports, with the tools that read them; make test-hosts Axolotl
+#             and ms-swift with our trainer, in .hosts/
 # make docs   the site in docs/_build/html, its notebooks run; no network
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
@@ -15,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-wheel test-hosts docs wheel check format models clean
+.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-hosts docs wheel check format models clean
 
 setup: $(STAMP)
 
@@ -41,6 +42,10 @@ wheel: $(STAMP)
 # The wheel that was built from the sdist, tested in an environment of its own, with no src/ in reach.
 test-wheel: wheel
 	.ci/wheel $(PYTHON)
+
+# Inspect and lm-eval, in an environment of their own (.venv-tools).
+test-tools:
+	.ci/tools $(PYTHON)
 
 test-browser: $(STAMP)
 	.ci/browser

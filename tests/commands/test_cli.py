@@ -1,10 +1,13 @@
 """The command line: help without torch, our flags pinned, mine and audit end to end."""
 
 import json
+import os
 import re
+import resource
 import subprocess
 import sys
 
+import pytest
 from typer.testing import CliRunner
 
 from moorline import embedded
@@ -103,3 +106,35 @@ def test_audit_refuses_what_it_cannot_read(tmp_path):
     result = runner.invoke(app, ["audit", embedded.base_path(), "--judge", "keyword"])
     assert result.exit_code == 2
     assert "Did you mean 'keywords'?" in result.stderr
+
+
+NAMES = ("demo", "init", "try", "mine", "tune", "merge", "audit", "compare", "report", "export")
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_help_takes_under_a_second_and_two_screens(name):
+    """Of the processor's time: what a busy machine adds is not ours."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "moorline", *name.split(), "--help"], capture_output=True, text=True,
+        check=False, env={**os.environ, "COLUMNS": "80"},
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    lines = done.stdout.splitlines()
+    assert 5 < len(lines) <= 80
+    assert max(map(len, lines)) <= (80 if name != "tune" else 100)
+
+
+def test_help_all_shows_what_help_leaves_out():
+    short, whole = (runner.invoke(app, ["audit", each]).stdout for each in ("--help", "--help-all"))
+    assert "--device-map" not in short
+    assert "--device-map" in whole
+    assert len(whole.splitlines()) > len(short.splitlines())
+
+
+def test_our_commands_come_in_groups():
+    shown = runner.invoke(app, ["--help"]).stdout
+    places = [shown.index(each) for each in ("Begin", "Tune", "Measure and show")]
+    assert places == sorted(places)

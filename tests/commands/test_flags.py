@@ -21,7 +21,7 @@ def flags():
     from moorline.trainer import STRConfig
 
     found = {}
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in _commands(typer.main.get_command(app)):
         found[name] = {
             " ".join([*parameter.opts, *parameter.secondary_opts]): _plain(parameter.default)
             for parameter in command.params
@@ -35,6 +35,15 @@ def flags():
         f"--{each.name}": _plain(each.default) for each in dataclasses.fields(MethodConfig)
     }
     return found
+
+
+def _commands(group, before=""):
+    """Every command by its name; those of a group after the group's."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
 
 
 def _plain(value):

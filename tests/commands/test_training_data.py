@@ -1,6 +1,7 @@
 """Rows of a local file as they are trained on: kept whole, converted where clear, else refused."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -131,3 +132,30 @@ def test_a_speaker_that_is_unclear_is_refused(tmp_path):
     row = {"conversations": [{"from": "narrator", "value": "w1"}, {"from": "gpt", "value": "w2"}]}
     with pytest.raises(InputError, match="message 1: 'from' 'narrator' is unclear"):
         read(written(tmp_path, row))
+
+
+@pytest.mark.parametrize(
+    ("row", "renamed"),
+    [
+        ({"question": "w1", "answer": "w2"}, "{'question': 'prompt', 'answer': 'completion'}"),
+        ({"prompt": "w1", "response": "w2"}, "{'response': 'completion'}"),
+        ({"chosen": TURN, "rejected": TURN}, "rename_column('chosen', 'messages')"),
+    ],
+)
+def test_rows_of_another_shape_are_refused_with_the_command_that_converts(
+    tmp_path, monkeypatch, row, renamed
+):
+    path = written(tmp_path, row, row)
+    with pytest.raises(InputError, match="no field 'messages'") as raised:
+        read(path)
+    (code,) = re.findall(r'python -c "(.*)"$', str(raised.value))
+    assert renamed in code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "the command", "exec"), {})
+    assert len(read(tmp_path / "converted.jsonl")) == 2
+
+
+def test_rows_that_nobody_knows_are_refused_without_a_command(tmp_path):
+    with pytest.raises(InputError) as raised:
+        read(written(tmp_path, {"a": "w1", "b": "w2"}))
+    assert "python -c" not in str(raised.value)

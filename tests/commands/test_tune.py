@@ -321,7 +321,14 @@ def test_it_says_what_it_does_and_what_to_do_next_and_nothing_else(flags, tmp_pa
     assert "Warning" not in result.stderr
     assert "{'" not in result.output
     assert "Loading weights" not in result.output
-    for words in ("Written to", "5 tokens held", "Task loss", "moorline audit", "merge_and_unload"):
+    for words in (
+        "Written to",
+        "5 tokens held",
+        "Task loss",
+        "moorline audit",
+        "moorline merge",
+        "serve",
+    ):
         assert words in result.stdout
     assert "went from" in result.stderr, "two steps teach nothing, and that is said"
     assert "None" not in (tmp_path / "run" / "README.md").read_text().split("## Quick")[0]

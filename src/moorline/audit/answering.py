@@ -22,6 +22,9 @@ from .thoughts import opened_by, thinks
 SCHEMA = 2
 """Of `audit.json`."""
 
+FAILED = "the server failed: "
+"""Begins the reason of an answer that a server did not give: it is asked for again."""
+
 _Key = tuple[str, str, str, int]
 
 
@@ -46,6 +49,8 @@ class _Kept:
     draw: int
     answer: str
     truncated: bool
+    reason: str = ""
+    """Of the outcome, in a finished file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,8 @@ class Store:
             lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
             for each in filter(None, map(_kept, lines)):
                 key = (each.suite, each.id, each.condition, each.draw)
-                self.found[key] = Reply(each.answer, each.truncated)
+                if not each.reason.startswith(FAILED):
+                    self.found[key] = Reply(each.answer, each.truncated)
             self._torn = "\n" if lines[-1] else ""
 
     def add(self, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
@@ -144,7 +150,9 @@ class Store:
         for question, each in zip(questions, replies, strict=True):
             if question.key not in self.found:
                 self.found[question.key] = each
-                lines.append(as_json(asdict(_Kept(*question.key, each.text, each.truncated))))
+                kept = asdict(_Kept(*question.key, each.text, each.truncated))
+                del kept["reason"]  # nobody has judged it
+                lines.append(as_json(kept))
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(self._torn + "".join(lines))

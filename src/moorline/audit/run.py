@@ -64,20 +64,9 @@ def audit(
     Raises:
         InputError: If two suites have one name, or `folder` holds another audit.
     """
-    if len({suite.name for suite in suites}) != len(suites):
-        raise InputError("Two suites have one name. Rename one of the files.")
     chat.check_chat_template()
-    suites = tuple(suite.limited(settings.limit, settings.seed) for suite in suites)
-    settings = resolved(settings, suites)
-    judges = settings.judging()
-    questions = [
-        Question(suite, prompt, condition, draw)
-        for suite in suites
-        for condition in settings.asked
-        if suite.kind == "harmful" or condition.name == "plain"
-        for prompt in suite.prompts
-        for draw in range(condition.draws)
-    ]
+    suites, settings = settled(suites, settings)
+    questions = questions_of(suites, settings)
     called = name or chat.name
     answers_by = type(engine).__name__.lower() if engine else "transformers"
     known = "" if folder is None else known_by(
@@ -85,16 +74,59 @@ def audit(
     )  # fmt: skip
     store = Store(None if folder is None else Path(folder), known)
     replies = answered(questions, store, chat, engine or chat, settings, progress=progress)
+    found = counted(
+        questions, replies, suites, settings, model=called, engine=answers_by, fingerprint=known
+    )
+    return replace(found, adapter=adapter, others=tuple(_refusal_masses(chat, suites, settings)))
+
+
+def settled(
+    suites: Sequence[Suite], settings: AuditSettings
+) -> tuple[tuple[Suite, ...], AuditSettings]:
+    """The suites with as many prompts as are asked, and the settings with the task's labels.
+
+    Raises:
+        InputError: If two suites have one name.
+    """
+    if len({suite.name for suite in suites}) != len(suites):
+        raise InputError("Two suites have one name. Rename one of the files.")
+    limited = tuple(suite.limited(settings.limit, settings.seed) for suite in suites)
+    return limited, resolved(settings, limited)
+
+
+def questions_of(suites: Sequence[Suite], settings: AuditSettings) -> list[Question]:
+    """Every prompt under every condition; the attacks are for harmful suites only."""
+    return [
+        Question(suite, prompt, condition, draw)
+        for suite in suites
+        for condition in settings.asked
+        if suite.kind == "harmful" or condition.name == "plain"
+        for prompt in suite.prompts
+        for draw in range(condition.draws)
+    ]
+
+
+def counted(
+    questions: Sequence[Question],
+    replies: Sequence[Reply],
+    suites: tuple[Suite, ...],
+    settings: AuditSettings,
+    *,
+    model: str,
+    engine: str,
+    fingerprint: str,
+) -> Audit:
+    """What was answered, judged: an audit without what needs the model itself."""
+    judges = settings.judging()
     return Audit(
-        model=called,
-        adapter=adapter,
+        model=model,
+        adapter=None,
         suites=suites,
         settings=settings,
-        engine=answers_by,
-        fingerprint=known,
+        engine=engine,
+        fingerprint=fingerprint,
         judges=tuple(each.name for each in judges),
         answers=tuple(_judged(questions, replies, judges, settings.metric)),
-        others=tuple(_refusal_masses(chat, suites, settings)),
         blind=frozenset(each.name for each in judges if not getattr(each, "sees_refusals", True)),
     )
 

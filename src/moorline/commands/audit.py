@@ -1,7 +1,7 @@
 """`moorline audit` as one call: load, ask, judge, measure, compare, write."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..audit.engines import VLLM
 from ..audit.findings import Audit
 from ..audit.gates import check_gates, parse_gate
 from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
-from ..audit.measurements import Measurement, measured
+from ..audit.measurements import Comparison, Measurement, measured
 from ..audit.perplexity import labelled, perplexity
 from ..audit.refusal_mass import refusal_mass
 from ..audit.run import audit, resolved
@@ -35,14 +35,13 @@ from ..method.templates import opener_ids
 from ..provenance import write_json
 from ..tables import rows_of
 from .anchors_file import check_apart
-from .audit_options import Asked
+from .audit_endpoint import audit_served, plan_of
+from .audit_options import Asked, Progress
+from .default_suites import default_suites
 from .lineage import TOKENS, lineage_of
 
 BACKENDS = ("transformers", "vllm")
 """What can answer."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 class Loading(NamedTuple):
@@ -88,9 +87,10 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
     began, say, output = time.monotonic(), progress or (lambda *_: None), asked.output
     settings, loading = _settings(asked), _loading(asked)
     _check_words(asked)
-    suites = [each for source in asked.suite or () for each in _suites(source)]
-    suites = suites or _default(asked.model)
+    suites = suites_of(asked)
     resolved(settings, suites).judging()
+    if asked.endpoint is not None:
+        return _of_endpoint(asked, suites, settings, began, say)
     for each in filter(None, (asked.adapter or asked.model, asked.against)):
         check_apart(each, suites)
     source, other = _source(asked.model, asked.adapter), None
@@ -127,8 +127,52 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
         beside = answered(_loaded(other, of_other, say), other, None, output / "against")
         beside.save(output / "against", loading=of_other._asdict())
         comparisons = compare(beside, result)
+    return _saved(asked, result, loading._asdict(), began, comparisons)
+
+
+def plan_audit(asked: Asked) -> str:
+    """What an audit of an endpoint would still ask for, in requests and tokens.
+
+    Raises:
+        InputError: If an argument does not fit.
+    """
+    _check_words(asked)
+    return plan_of(asked, suites_of(asked), _settings(asked))
+
+
+def suites_of(asked: Asked) -> list[Suite]:
+    """The suites that are named, or those that are asked by default."""
+    suites = [each for source in asked.suite or () for each in _suites(source)]
+    return suites or (builtin_suites() if asked.endpoint else default_suites(asked.model))
+
+
+def _of_endpoint(
+    asked: Asked, suites: list[Suite], settings: AuditSettings, began: float, say: Progress
+) -> Mapping[str, Any]:
+    """An audit of what is served; `against` is a model of one's own all the same."""
+    other, loading = None, _loading(asked)
+    if asked.against:
+        other = _source(asked.against, None)
+        _check(other, loading)
+    check_folder(asked.output)
+    result, comparisons = audit_served(asked, suites, settings, say), ()
+    if other:
+        folder, chat = asked.output / "against", _loaded(other, loading, say)
+        label = f"audit {Path(other.name).name}"
+        beside = audit(
+            chat, suites, settings, name=other.name, folder=folder, progress=partial(say, label)
+        )
+        beside.save(folder, loading=loading._asdict())
+        comparisons = compare(beside, result)
+    return _saved(asked, result, {"endpoint": asked.endpoint}, began, comparisons)
+
+
+def _saved(
+    asked: Asked, result: Audit, loading: Mapping[str, Any], began: float,
+    comparisons: Sequence[Comparison],
+) -> Mapping[str, Any]:  # fmt: skip
     return result.save(
-        output, comparisons=comparisons, loading=loading._asdict(),
+        asked.output, comparisons=comparisons, loading=loading,
         gates=check_gates(asked.require or (), result.measurements, on=asked.gate_on),
         seconds=round(time.monotonic() - began, 1),
     )  # fmt: skip
@@ -150,6 +194,10 @@ def _loading(asked: Asked) -> Loading:
 
 def _check_words(asked: Asked) -> None:
     """Refuse what can be told wrong before anything is read."""
+    if not asked.model or (asked.named or asked.model) != asked.model:
+        raise InputError(
+            "`model` must be given once: moorline audit MODEL, or --endpoint URL --model NAME."
+        )
     for gate in asked.require or ():
         parse_gate(gate, asked.gate_on)
     if asked.backend not in BACKENDS:
@@ -268,8 +316,3 @@ def _suites(source: str) -> list[Suite]:
     if name == "embedded":
         return embedded.suites(task or None)
     return read_suites(source)
-
-
-def _default(model: str) -> list[Suite]:
-    ours = (embedded.aligned_path(), embedded.base_path())
-    return embedded.suites() if lineage_of(model).model in ours else builtin_suites()

@@ -3,18 +3,25 @@
 Names only, so that the help is quick; `commands.audit` checks the values.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
     """One audit: what is asked, of which model, and where the files go."""
 
-    model: Annotated[str, Argument(help="Folder or hub id of the model.")]
+    model: Annotated[str, Argument(help="Folder or hub id of the model.", show_default=False)] = ""
+    named: Annotated[
+        str | None, Option("--model", help="The same; with --endpoint its name there.")
+    ] = None
     suite: Annotated[
         list[str] | None,
         Option(
@@ -43,13 +50,21 @@ class Asked:
         ),
     ] = None
     metric: Annotated[
-        str, Option(help="Metric of a task: exact_match, exact_match_strict, choice, rouge_l.")
+        str,
+        Option(
+            hidden=True, help="Metric of a task: exact_match, exact_match_strict, choice, rouge_l."
+        ),
     ] = "exact_match"
-    held_out: Annotated[Path | None, Option(help="File of rows to measure perplexity on.")] = None
+    held_out: Annotated[
+        Path | None, Option(hidden=True, help="File of rows to measure perplexity on.")
+    ] = None
     drift: Annotated[
-        bool, Option(help="Write drift.json: of a tuned model, on the --held-out rows.")
+        bool,
+        Option(hidden=True, help="Write drift.json: of a tuned model, on the --held-out rows."),
     ] = False
-    lm_eval: Annotated[list[str] | None, Option(help="Task of lm-eval; may be given again.")] = None
+    lm_eval: Annotated[
+        list[str] | None, Option(hidden=True, help="Task of lm-eval; may be given again.")
+    ] = None
     require: Annotated[
         list[str] | None,
         Option(
@@ -60,30 +75,65 @@ class Asked:
         ),
     ] = None
     gate_on: Annotated[
-        str, Option(help="What gates read: interval (its end nearer to failing), or rate.")
+        str,
+        Option(hidden=True, help="What gates read: interval (its end nearer to failing), or rate."),
     ] = "interval"
     by_category: Annotated[
-        bool, Option(help="Take prompts of one category for alike in intervals.")
+        bool, Option(hidden=True, help="Take prompts of one category for alike in intervals.")
     ] = False
     limit: Annotated[
         int | None, Option(help="Prompts per suite, drawn with the seed. Default: all.")
     ] = None
-    backend: Annotated[str, Option(help="transformers or vllm.")] = "transformers"
+    backend: Annotated[str, Option(hidden=True, help="transformers or vllm.")] = "transformers"
+    endpoint: Annotated[
+        str | None,
+        Option(
+            help="Audit what an OpenAI-compatible server has as --model, such as "
+            "http://localhost:8000/v1."
+        ),
+    ] = None
+    api_key_env: Annotated[
+        str, Option(hidden=True, help="Environment variable with the endpoint's key.")
+    ] = "OPENAI_API_KEY"
+    concurrency: Annotated[int, Option(hidden=True, help="Requests at a time, to an endpoint.")] = 8
+    requests_per_minute: Annotated[
+        int | None,
+        Option(hidden=True, help="Most requests a minute. Default: no limit but the server's."),
+    ] = None
+    retries: Annotated[
+        int, Option(hidden=True, help="How often a failed request is put again.")
+    ] = 8
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Say what an endpoint would be asked, and ask nothing.")
+    ] = False
     max_new_tokens: Annotated[int, Option(help="Longest answer in tokens, with thoughts.")] = 128
     batch_size: Annotated[int, Option(help="Prompts per batch.")] = 32
-    system_prompt: Annotated[str | None, Option(help="Put before each prompt.")] = None
+    system_prompt: Annotated[str | None, Option(hidden=True, help="Put before each prompt.")] = None
     thinking: Annotated[
-        str, Option(help="Of reasoning models: model (as its template has it), or off.")
+        str,
+        Option(hidden=True, help="Of reasoning models: model (as its template has it), or off."),
     ] = "model"
     dtype: Annotated[
-        str | None, Option(help="Such as bfloat16. Default: as stored on a GPU, float32 on a CPU.")
+        str | None,
+        Option(
+            hidden=True, help="Such as bfloat16. Default: as stored on a GPU, float32 on a CPU."
+        ),
     ] = None
     revision: Annotated[
-        str | None, Option(help="Branch, tag or commit of the model on the hub.")
+        str | None, Option(hidden=True, help="Branch, tag or commit of the model on the hub.")
     ] = None
-    trust_remote_code: Annotated[bool, Option(help="Run code that comes with the model.")] = False
-    device_map: Annotated[str | None, Option(help="Such as auto, for several GPUs.")] = None
+    trust_remote_code: Annotated[
+        bool, Option(hidden=True, help="Run code that comes with the model.")
+    ] = False
+    device_map: Annotated[
+        str | None, Option(hidden=True, help="Such as auto, for several GPUs.")
+    ] = None
     load_in_4bit: Annotated[
-        bool, Option("--load-in-4bit", help="Load the weights in 4 bits (bitsandbytes).")
+        bool,
+        Option("--load-in-4bit", hidden=True, help="Load the weights in 4 bits (bitsandbytes)."),
     ] = False
     seed: Annotated[int, Option(help="Seed of what is drawn.")] = 0
+
+    def __post_init__(self) -> None:
+        if not self.model and self.named:
+            object.__setattr__(self, "model", self.named)

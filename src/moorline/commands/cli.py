@@ -3,21 +3,17 @@
 Heavy imports stand inside the commands, so that `moorline --help` answers at once.
 """
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
-from functools import wraps
-from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..errors import MoorlineError
 from ..processes import rank
 from .audit_options import Asked
+from .export import app as export_app
+from .frame import Json, bars, framed, options_of
 
 app = typer.Typer(
     name="moorline",
@@ -27,9 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
-]
+_BEGIN, _TUNE, _MEASURE = "Begin", "Tune", "Measure and show"
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,81 +46,7 @@ def _options(
     pass
 
 
-@contextmanager
-def _command(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
-    """The frame of a command; gives a function that prints one value as JSON on stdout.
-
-    What the user can put right: one line and exit code 2. Anything else keeps its traceback. With
-    `as_json` whatever the libraries print meanwhile goes to stderr. Of several processes of one job
-    the first speaks, and the others name themselves where they fail.
-    """
-    stdout = sys.stdout
-    # What was chosen and why, as it is chosen.
-    log, told = logging.getLogger("moorline"), logging.StreamHandler(sys.stderr)
-    level, first = log.level, rank() == 0
-    told.setLevel(logging.INFO if first else logging.CRITICAL)
-    log.addHandler(told)
-    log.setLevel(logging.INFO)
-    try:
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            yield lambda value: print(json.dumps(value), file=stdout) if first else None
-    except MoorlineError as error:
-        begins = "error: " if first else f"error (process {rank()}): "
-        print(begins + " ".join(str(error).split()), file=sys.stderr)
-        raise typer.Exit(2) from None
-    finally:
-        log.removeHandler(told)
-        log.setLevel(level)
-
-
-@contextmanager
-def _bars(show: bool) -> Iterator[Any]:
-    """Progress bars on stderr, one for each thing that is being done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    bars = Progress(*columns, console=Console(stderr=True), disable=not show)
-    known = {}
-
-    def say(what: str, done: int, total: int) -> None:
-        if what not in known:
-            known[what] = bars.add_task(what, total=total)
-        bars.update(known[what], completed=done, total=total)
-
-    with bars:
-        yield say
-
-
-def _options_of(kind: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function that takes a dataclass: the fields are its options."""
-
-    def decorate(run: Callable[..., None]) -> Callable[..., None]:
-        @wraps(run)
-        def command(as_json: bool, **given: Any) -> None:
-            run(kind(**given), as_json)
-
-        last = Parameter("as_json", Parameter.KEYWORD_ONLY, annotation=_Json, default=False)
-        parameters = [*signature(kind).parameters.values(), last]
-        command.__signature__ = Signature(parameters)
-        command.__annotations__ = {each.name: each.annotation for each in parameters}
-        return command
-
-    return decorate
-
-
-@app.command()
+@app.command(rich_help_panel=_BEGIN)
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("moorline-demo"),
     seed: Annotated[int, typer.Option(help="Seed of data order, adapters and poison.")] = 0,
@@ -136,16 +56,16 @@ def demo(
     task: Annotated[str, typer.Option(help="Downstream task: plans or reviews.")] = "plans",
     weight: Annotated[float | None, typer.Option(help="Weight of the drift.")] = None,
     form: Annotated[str | None, typer.Option(help="Form of the drift.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Do the main job on the embedded model: mine, tune plainly and with STR, audit, report."""
-    with _command(as_json=as_json) as print_json:
+    with framed(as_json=as_json) as print_json:
         from .demo import Demo, next_steps
         from .demo import demo as run
 
         given = {"seed": seed, "poison": poison, "task": task, "weight": weight, "form": form}
         asked = Demo(**{name: value for name, value in given.items() if value is not None})
-        with _bars(show=True) as say:
+        with bars(show=True) as say:
             made = run(output, asked, progress=say)
         if as_json:
             print_json(made.to_json())
@@ -154,15 +74,15 @@ def demo(
             print(f"\nWritten: {output / 'report.html'}\n\n{next_steps()}")
 
 
-@app.command()
+@app.command(rich_help_panel=_TUNE)
 def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
-    with _command(as_json=as_json) as print_json:
+    with framed(as_json=as_json) as print_json:
         # Before the imports, which take seconds.
         print(f"Mining the safety tokens of {model}: loading.", file=sys.stderr, flush=True)
         from ..chat.chat_model import check_sizes
@@ -174,7 +94,7 @@ def mine(
         num = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
         check_sizes(max_tokens=num)
         chat = load_chat_model(model)
-        with _bars(show=True) as say:
+        with bars(show=True) as say:
             tokens = mine_safety_tokens(
                 chat.model,
                 chat.tokenizer,
@@ -189,14 +109,37 @@ def mine(
             print(f"{len(tokens)} safety tokens of {model} written to {output}.")
 
 
+@app.command(rich_help_panel=_BEGIN)
+def init(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a chat model.")],
+    rows: Annotated[str, typer.Argument(help="File of rows to learn, or hub id.")],
+    output: Annotated[Path, typer.Option(help="Settings file to write.")] = Path("run.yaml"),
+    folder: Annotated[str, typer.Option(help="Folder for the tuned model.")] = "out",
+    as_json: Json = False,
+) -> None:
+    """Look at your model and rows, and write a commented run.yaml that fits both."""
+    with framed(as_json=as_json) as print_json:
+        print(f"Looking at {model} and {rows} ...", file=sys.stderr, flush=True)
+        from .init import init as run
+
+        lines = run(model, rows, output, output=folder)
+        if as_json:
+            print_json({"written": str(output), "seen": lines})
+        else:
+            print(
+                *lines, f"\nWritten: {output}", f"Next: moorline tune --config {output}", sep="\n"
+            )
+
+
 @app.command(
+    rich_help_panel=_TUNE,
     context_settings={
         "allow_extra_args": True,
         "ignore_unknown_options": True,
         "help_option_names": [],
-    }
+    },
 )
-def tune(context: typer.Context, as_json: _Json = False) -> None:
+def tune(context: typer.Context, as_json: Json = False) -> None:
     """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
     if {"-h", "--help"} & set(context.args):
         from .tune_settings import HELP
@@ -209,11 +152,20 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
 
         make_parser(MethodConfig).print_help()
         return
-    with _command(as_json=as_json) as print_json:
+    with framed(as_json=as_json) as print_json:
         logging.getLogger("moorline").info("Reading the settings.")
         from ..records import plain
-        from .tune import summary
+
+        if "--dry-run" in context.args:
+            from .look import look, told
+            from .tune_settings import parse
+
+            settings = parse([each for each in context.args if each != "--dry-run"])
+            lines = told(look(settings), settings)
+            print_json({"seen": lines}) if as_json else print(*lines, sep="\n")
+            return
         from .tune import tune as run
+        from .tune_summary import summary
 
         result = run(context.args)
         if as_json:
@@ -222,20 +174,86 @@ def tune(context: typer.Context, as_json: _Json = False) -> None:
             print(summary(result))
 
 
-@app.command()
-@_options_of(Asked)
+@app.command("try", rich_help_panel=_BEGIN)
+def try_out(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a chat model.")],
+    rows: Annotated[str, typer.Argument(help="File of rows to learn, or hub id.")],
+    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("moorline-try"),
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed; may be given again. Default: 0.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 100,
+    workers: Annotated[int, typer.Option(help="How many tunings at a time.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Tune your model on your rows plainly and with three weights, audit all, say which to take."""
+    with framed(as_json=as_json) as print_json:
+        print(f"Trying {model} on {rows}; loading the libraries ...", file=sys.stderr, flush=True)
+        from dataclasses import asdict
+
+        from .try_out import try_out as run
+
+        try:
+            tried = run(
+                model, rows, output, seeds=tuple(seed or (0,)), limit=limit, workers=workers,
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("Stopped; the same command goes on with what is left.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if as_json:
+            print_json(asdict(tried))
+            return
+        heads = ("", "attack success", "over-refusal", "perplexity")
+        for name, *numbers in (heads, *tried.rows):
+            print(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers))
+        print(f"\n{tried.recommendation}\n{tried.certainty}\n\nWritten: {tried.page}")
+        if tried.command:
+            print(f"To tune with it:\n  {tried.command}")
+
+
+@app.command(rich_help_panel=_TUNE)
+def merge(
+    folder: Annotated[Path, typer.Argument(help="Folder of the adapter, such as of a tuning.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the model. Default: FOLDER-merged.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put an adapter into the weights of its model, checked to say the same as before."""
+    with framed(as_json=as_json) as print_json:
+        print(f"Merging {folder}; loading the libraries ...", file=sys.stderr, flush=True)
+        from .merge import merge as run
+
+        found = run(folder, output or folder.with_name(f"{folder.name}-merged"))
+        if as_json:
+            print_json(found._asdict())
+        else:
+            print(
+                f"Written to {found.output}: model, tokenizer, and the safety tokens beside it.\n"
+                f"Its logits on {found.prompts} prompts are those of the adapter, to "
+                f"{found.largest_difference:.1g} of the largest."
+            )
+
+
+@app.command(rich_help_panel=_MEASURE)
+@options_of(Asked)
 def audit(asked: Asked, as_json: bool) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
-    with _command(as_json=as_json) as print_json:
+    with framed(as_json=as_json) as print_json:
         print(f"Auditing {asked.model}; loading the libraries ...", file=sys.stderr, flush=True)
         from transformers.utils import logging as transformers_logging
 
-        from .audit import run_audit
+        from .audit import plan_audit, run_audit
         from .audit_screen import audit_lines
+
+        if asked.dry_run:
+            print(plan_audit(asked))
+            return
 
         transformers_logging.disable_progress_bar()
         try:
-            with _bars(show=True) as say:
+            with bars(show=True) as say:
                 found = run_audit(asked, progress=say)
         except KeyboardInterrupt:
             _print_stopped(asked.output)
@@ -248,7 +266,7 @@ def audit(asked: Asked, as_json: bool) -> None:
             raise typer.Exit(3)
 
 
-@app.command()
+@app.command(rich_help_panel=_MEASURE)
 def compare(
     plan: Annotated[
         Path, typer.Argument(help="Plan in YAML; or a compare.json, to write its tables again.")
@@ -267,10 +285,10 @@ def compare(
     evidence: Annotated[
         Path | None, typer.Option(help="Markdown file for the questions and their answers.")
     ] = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Compare methods, strengths, seeds, data sets and models at equal conditions; resumes."""
-    with _command(as_json=as_json) as print_json:
+    with framed(as_json=as_json) as print_json:
         print(f"Comparing by {plan}; loading the libraries ...", file=sys.stderr, flush=True)
         from ..compare.tables import terminal
         from ..records import plain
@@ -291,7 +309,7 @@ def compare(
         check_whole(made)
 
 
-@app.command()
+@app.command(rich_help_panel=_MEASURE)
 def report(
     folders: Annotated[
         list[Path],
@@ -302,10 +320,10 @@ def report(
         bool,
         typer.Option("--card", help="Put our section into the README.md of each tuned folder too."),
     ] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show audits and tunings on one page; writes report.html, report.json and figures."""
-    with _command(as_json=as_json) as print_json:
+    with framed(as_json=as_json) as print_json:
         from ..report import report as run
         from ..report import write_cards
 
@@ -317,6 +335,9 @@ def report(
             print(made.text())
             for path in (output / "report.html", *cards):
                 print(f"Written: {path}")
+
+
+app.add_typer(export_app, name="export", rich_help_panel=_MEASURE)
 
 
 def _print_stopped(output: Path) -> None:

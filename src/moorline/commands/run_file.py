@@ -52,6 +52,20 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """A few prompts, asked after the training and, with an adapter, of the aligned model too."""
+
+    harmful: int
+    """How many were asked and scored."""
+
+    refused: int
+    harmless: int
+    answered: int
+    refused_before: int | None
+    answered_before: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """What `run.json` says of a tuning."""
 
@@ -92,6 +106,8 @@ class Run:
     steps: int | None = None
     train_loss: float | None = None
     log: tuple[Mapping[str, Any], ...] = ()
+    check: Check | None = None
+    """Of `check_prompts`; None without."""
 
     @classmethod
     def read(cls, folder: Path) -> "Run":

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,6 +26,13 @@ _SHAPES = {
     ("conversations",): "ShareGPT",
     ("instruction", "output"): "Alpaca",
 }
+# What others call the two sides of an exchange; not renamed unasked, as they may mean other things.
+_RENAMED = (
+    ("prompt", "response"), ("instruction", "response"), ("question", "answer"),
+    ("query", "response"), ("input", "output"), ("user", "assistant"),
+)  # fmt: skip
+_BUILDERS = {".csv": "csv", ".parquet": "parquet"}
+
 # Columns of a conversation's row that TRL hands to the chat template.
 _FOR_TEMPLATE = ("tools", "chat_template_kwargs")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -67,7 +75,8 @@ def _read_file(name: str) -> Dataset:
         raise first.lacks(
             "messages",
             "Training rows have 'messages', or 'prompt' and 'completion', or 'text'; ShareGPT's "
-            "'conversations' and Alpaca's 'instruction' and 'output' are read too.",
+            "'conversations' and Alpaca's 'instruction' and 'output' are read too."
+            + _converts(name, first.values.keys()),
         )
     if _SHAPES[shape] is not None:
         _log.info("%s: rows of %s's shape are read as 'messages'.", name, _SHAPES[shape])
@@ -86,6 +95,24 @@ def _read_file(name: str) -> Dataset:
             f"{name}: its rows do not fit into one table ({error.__cause__ or error}). Give each "
             "column one type in all rows."
         ) from error
+
+
+def _converts(name: str, columns: Set[str]) -> str:
+    """The command that makes rows of ours of these, where it is plain which column is what."""
+    load = f"datasets.load_dataset('{_BUILDERS.get(Path(name).suffix.lower(), 'json')}', "
+    load = f"import datasets; {load}data_files='{name}')['train']"
+    for prompt, answer in _RENAMED:
+        if {prompt, answer} <= columns:
+            names = {prompt: "prompt"} if prompt != "prompt" else {}
+            made = f"{load}.rename_columns({ {**names, answer: 'completion'} })"
+            return f" To convert them: python -c \"{made}.to_json('converted.jsonl')\""
+    if {"chosen", "rejected"} <= columns:
+        made = f"{load}.select_columns(['chosen']).rename_column('chosen', 'messages')"
+        return (
+            " These are preferences; to learn the chosen answers: python -c "
+            f"\"{made}.to_json('converted.jsonl')\""
+        )
+    return ""
 
 
 def _features(name: str, first: Mapping[str, Any]) -> datasets.Features | None:

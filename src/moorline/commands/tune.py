@@ -25,6 +25,7 @@ from transformers import (
 from ..chat.chat_model import ChatModel
 from ..chat.loading import check_model_folder, load
 from ..errors import InputError
+from ..exports.trackers import log_files
 from ..method.adapters import weights_fingerprint
 from ..method.head import check_whole
 from ..method.mining import mine_safety_tokens
@@ -46,6 +47,7 @@ from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
 from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
 from .training_data import read_training_data, split_of
+from .tune_check import checked
 from .tune_method import with_method
 from .tune_settings import Settings, is_plain, parse
 
@@ -183,8 +185,11 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         train_loss=result.training_loss if is_plain(result.training_loss) else None,
         log=_log_of(trainer),
     )
+    run = replace(run, check=checked(trainer, run))
     if is_main:
         run.write(output)
+        if run.settings["log_files"]:
+            log_files(output, run.settings["log_files"])
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=run.chain[-1].dataset)
     trainer.accelerator.end_training()
@@ -216,38 +221,6 @@ def _log_of(trainer: STRTrainer) -> tuple[Mapping[str, Any], ...]:
         {key: value if is_plain(value) else None for key, value in entry.items()}
         for entry in trainer.state.log_history
     )
-
-
-def _figures(run: Run) -> tuple[list[float], list[float]]:
-    """Task loss and drift at each logged step."""
-    logged = [entry for entry in run.log if entry.get("ce_loss") is not None]
-    return [each["ce_loss"] for each in logged], [each["str/drift"] or 0.0 for each in logged]
-
-
-def summary(run: Run) -> str:
-    """What a finished run left, and what to do next, for the terminal."""
-    output, (losses, drifts) = run.settings["output_dir"], _figures(run)
-    held = "held" if run.settings["method"] == "str" else "measured"
-    adapted = (Path(output) / "adapter_config.json").is_file()
-    lines = [f"Written to {output}: {'adapter' if adapted else 'model'}, {TOKENS}, run.json."]
-    lines.append(
-        f"{run.steps} steps in {run.seconds:.0f} s; {run.safety_tokens['num']} tokens {held}."
-    )
-    if losses:
-        lines.append(
-            f"Task loss {losses[0]:.3g} -> {losses[-1]:.3g}; drift {drifts[0]:.3g} -> "
-            f"{drifts[-1]:.3g} squared logits."
-        )
-    kind = "peft.AutoPeftModelForCausalLM" if adapted else "transformers.AutoModelForCausalLM"
-    merge = ".merge_and_unload()" if adapted else ""
-    lines += [
-        "Next:",
-        f"  moorline audit {output} --against {run.base.name}",
-        f'  python -c "import {kind.split(".")[0]} as m; '
-        f"m.{kind.split('.')[1]}.from_pretrained('{output}'){merge}.save_pretrained('merged')\"",
-        f"  moorline tune --model_name_or_path {output} ...  # next task, same reference",
-    ]
-    return "\n".join(lines)
 
 
 class _Progress(TrainerCallback):

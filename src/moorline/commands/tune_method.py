@@ -10,7 +10,8 @@ from trl import SFTTrainer
 
 from ..baselines import METHODS, BaselineMixin, Materials, method_named
 from ..chat.chat_model import ChatModel
-from ..errors import InputError
+from ..errors import InputError, unknown_choice
+from ..exports.trackers import TRACKERS
 from ..method import adapters
 from ..method.safety_tokens import SafetyTokens
 from ..trainer import STRTrainer
@@ -40,6 +41,20 @@ class MethodConfig:
         metadata={"help": "The unaligned base of the model, for methods that compare with it."},
     )
 
+    check_prompts: int = field(
+        default=0,
+        metadata={
+            "help": "Prompts of each kind asked before and after, to end with what was kept."
+        },
+    )
+    log_files: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tracker that run.json, safety tokens and anchors are logged to as artifacts "
+            "when the run ends: wandb or mlflow."
+        },
+    )
+
     def settle(self, training: Any, given: Collection[str]) -> None:
         """Check the settings, and put what they imply into `training`.
 
@@ -52,6 +67,10 @@ class MethodConfig:
         Raises:
             InputError: If the method is unknown, misses something, or two settings contradict.
         """
+        if self.log_files not in (None, *TRACKERS):
+            raise unknown_choice("tracker", str(self.log_files), TRACKERS)
+        if self.check_prompts < 0:
+            raise InputError(f"`check_prompts` must be 0 or more, got {self.check_prompts}.")
         kind = method_named(self.method)
         kind.check(self.method_strength, file=self.method_file, base=self.method_base)
         if self.method_file is not None and not Path(self.method_file).is_file():

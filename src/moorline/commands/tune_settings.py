@@ -43,6 +43,9 @@ Moorline
                                  and others (docs/baselines.md); the drift is measured. [str]
   --method_strength FLOAT        Its one number. [the method's own]
   --method_file FILE             Its prompts, refusals or phrase.  --method_base MODEL: the base.
+  --check_prompts INT            Prompts of each kind asked before and after, so that the run ends
+                                 with what it kept. [0]
+  --dry-run                      Say what the run would be (rows, lengths, memory), train nothing.
 
 Most used
   --model_name_or_path MODEL     Folder or hub id of a chat model, an adapter, or an earlier run.

@@ -50,6 +50,22 @@ def write_card(folder: str | Path) -> Path:
     return _write(run)
 
 
+def write_results(folder: str | Path, path: Path) -> Path:
+    """Put the numbers of an audit into the metadata of any model's card, its text left as it is.
+
+    Args:
+        folder: A folder with `audit.json`.
+        path: The card; written if it is not there.
+
+    Raises:
+        InputError: If the folder holds no audit, or the card cannot be read.
+    """
+    (run,) = read_runs([folder])
+    card = _read(path)
+    _put_results(card, run)
+    return _save(card, path)
+
+
 def _write(run: Run) -> Path:
     path = (run.folder or Path()) / "README.md"
     card = _read(path)
@@ -68,10 +84,19 @@ def _write(run: Run) -> Path:
     # The hub wants an id, not our folder; "None" is how TRL's card spells a folder.
     if data.base_model in (None, "", "None") and not Path(base).is_dir():
         data.base_model = base
+    _put_results(card, run)
+    return _save(card, path)
+
+
+def _put_results(card: ModelCard, run: Run) -> None:
+    data = card.data
     others = [each for each in data.eval_results or [] if each.task_name != _TASK]
     data.eval_results = [*others, *_results(run)] or None
     if data.eval_results:
         data.model_name = data.model_name or run.name  # the metadata need one beside results
+
+
+def _save(card: ModelCard, path: Path) -> Path:
     try:
         write_text(path, str(card))
     except OSError as error:

@@ -1,0 +1,67 @@
+"""An adapter merged into its weights: the same logits, its files beside it, a check that fails."""
+
+import json
+
+import pytest
+import torch
+from helpers import refused, runner, tune
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from moorline.commands.cli import app
+from moorline.commands.merge import checked
+from moorline.errors import InputError
+
+
+def logits(model):
+    ids = torch.arange(5, 25).reshape(2, 10)
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+def test_a_merged_adapter_says_the_same_and_keeps_its_files(flags, model_folder, tmp_path):
+    flags |= {"learning_rate": 0.05, "max_steps": 3}
+    assert tune(flags).exit_code == 0
+    out, merged = flags["output_dir"], tmp_path / "merged"
+    result = runner.invoke(app, ["merge", str(out), "--output", str(merged), "--json"])
+    assert result.exit_code == 0, result.output + result.stderr
+    found = json.loads(result.stdout)
+    assert found["largest_difference"] < 1e-4
+    assert found["same_next_token"] == 1.0
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    untuned = logits(base)
+    adapted = logits(PeftModel.from_pretrained(base, out))
+    whole = logits(AutoModelForCausalLM.from_pretrained(merged))
+    torch.testing.assert_close(whole, adapted, rtol=1e-4, atol=1e-4)
+    assert (adapted - untuned).abs().max() > 1e-2  # there was something to merge
+    assert len(AutoTokenizer.from_pretrained(merged)) == base.config.vocab_size
+    for name in ("safety_tokens.json", "run.json"):
+        assert (merged / name).read_bytes() == (out / name).read_bytes()
+    # and a next tuning is held to the aligned model all the same
+    again = {**flags, "model_name_or_path": merged, "output_dir": tmp_path / "next",
+             "str_tokens": None}  # fmt: skip
+    assert tune(again).exit_code == 0
+    run = json.loads((tmp_path / "next" / "run.json").read_text())
+    assert run["base"]["name"] == str(model_folder.resolve())
+
+
+def test_a_merge_that_says_something_else_is_refused(tmp_path):
+    before = torch.tensor([[1.0, 2.0, -4.0]])
+    assert checked(before, before, torch.float32, tmp_path).largest_difference == 0
+    with pytest.raises(InputError, match="was not written"):
+        checked(before, before + torch.tensor([0.0, 0.01, 0.0]), torch.float32, tmp_path)
+    # what float32 may not, bfloat16 may
+    checked(before, before + torch.tensor([0.0, 0.01, 0.0]), torch.bfloat16, tmp_path)
+    with pytest.raises(InputError, match="differ by nan"):
+        checked(before, before * torch.nan, torch.bfloat16, tmp_path)
+
+
+def test_what_cannot_be_merged_is_refused(model_folder, flags, tmp_path):
+    refused(runner.invoke(app, ["merge", str(model_folder)]), "nothing to merge")
+    assert tune(flags).exit_code == 0
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    result = runner.invoke(app, ["merge", str(flags["output_dir"]), "--output", str(full)])
+    refused(result, "not empty")
+    assert [each.name for each in full.iterdir()] == ["mine.txt"]

@@ -1,0 +1,59 @@
+"""Which weight to take, tried on one's own model and rows."""
+
+import json
+import shlex
+
+import pytest
+from helpers import refused, runner
+
+from moorline import embedded
+from moorline.commands.cli import app
+from moorline.commands.try_out import _advice
+from moorline.commands.tune_settings import parse
+from moorline.compare.record import Judged
+
+
+@pytest.mark.slow
+def test_a_try_gives_a_page_a_recommendation_and_the_line(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    made = embedded.training_rows("plans", num=48)
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made))
+    words = ["try", embedded.aligned_path(), str(rows), "--output", str(tmp_path / "tried"),
+             "--limit", "40", "--json"]  # fmt: skip
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output + result.stderr
+    found = json.loads(result.stdout)
+    assert [each[0] for each in found["rows"]] == [
+        "aligned", "plain", "str weight 1", "str weight 10", "str weight 30",
+    ]  # fmt: skip
+    page = (tmp_path / "tried" / "trade-off.html").read_text()
+    assert found["recommendation"].split("`")[0][:20] in page
+    assert "<svg" in page
+    assert "[" in found["rows"][1][1]  # its interval
+    if found["command"]:
+        line = shlex.split(found["command"])
+        assert line[:2] == ["moorline", "tune"]
+        settings = parse(line[2:])
+        assert settings.training.str_weight in (1, 10, 30)
+        assert settings.training.output_dir == "out"
+
+
+def judged(word):
+    return Judged(model="m", data="d", method="str", strength="weight 10", word=word, why="why")
+
+
+def test_the_advice_says_no_more_than_was_shown():
+    held, certain = _advice(judged("kept"), judged("lost"), "weight 10")
+    assert held.startswith("Take weight 10")
+    assert "why" in certain
+    assert "not shown" in _advice(judged("open"), judged("lost"), "weight 10")[0]
+    assert "Take none" in _advice(judged("lost"), judged("lost"), "weight 10")[0]
+    assert "Plain tuning" in _advice(judged("kept"), judged("kept"), "weight 10")[0]
+    assert (
+        "Nothing can be said" in _advice(judged("no witness"), judged("no witness"), "weight 10")[0]
+    )
+
+
+def test_too_few_rows_are_refused(model_folder, data_file, tmp_path):
+    words = ["try", str(model_folder), str(data_file), "--output", str(tmp_path / "t")]
+    refused(runner.invoke(app, words), "too few")
