@@ -1,8 +1,8 @@
 # make demo   the main job on the embedded model (sets everything up first)
 # make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
 #             report in Chromium, which it gets first; make test-wheel tests what users install;
-#             make test-tools the exports, with the tools that read them; make test-hosts Axolotl
-#             and ms-swift with our trainer, in .hosts/
+#             make test-tools the exports, with the tools that read them; make test-oldest the
+#             oldest supported versions; make test-hosts Axolotl and ms-swift, in .hosts/
 # make docs   the site in docs/_build/html, its notebooks run; no network
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-hosts docs wheel check format models clean
+.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-oldest test-hosts docs wheel check format models clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,19 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not browser" $(TESTS)
+
+# The oldest supported versions, in an environment of their own; gets several gigabytes the first time.
+OLDEST := .venv-oldest
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[tune]' \
+		beartype hypothesis pytest pytest-xdist
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not browser" \
+		tests/method tests/chat tests/test_trainer.py $(TESTS)
 
 wheel: $(STAMP)
 	rm -rf dist

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from moorline import SafetyTokens, STRConfig, STRTrainer
+from moorline import InputError, SafetyTokens, STRConfig, STRTrainer
 
 CASES = {
     "full": {},
@@ -31,6 +31,7 @@ CASES = {
     "logprob": {"lora": {"modules_to_save": ["lm_head"]}, "str_form": "logprob"},
     "anchors": {"lora": {}, "anchors": True},
     "checkpointing": {"lora": {}, "gradient_checkpointing": True},
+    "cached": {"lora": {}, "reference": "cached", "cache": "ahead"},
     "first": {"lora": {}, "anchors": True, "only_first": True},
 }
 STEPS = 3
@@ -67,7 +68,16 @@ def tokenizer_of_words():
 
 
 def trainer_of(
-    folder, tokenizer, world, *, tied=False, lora=None, anchors=False, only_first=False, **changes
+    folder,
+    tokenizer,
+    world,
+    *,
+    tied=False,
+    lora=None,
+    anchors=False,
+    only_first=False,
+    cache=None,
+    **changes,
 ):
     set_seed(0)
     config = LlamaConfig(
@@ -96,6 +106,8 @@ def trainer_of(
         prompts = [f"w{each} w{each + 3}" for each in range(10)]
         path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
         held |= {"str_anchors": str(path), "str_anchor_share": 0.5}
+    if cache is not None:  # beside the folders of both launches, so that one reads the other's
+        held |= {"str_cache_dir": str(folder.parent / cache)}
     reference = changes.pop("reference", "frozen_copy" if lora is None else "adapter_off")
     return STRTrainer(
         model,
@@ -129,6 +141,15 @@ def gathered(copy):
     return found
 
 
+def refused(folder, tokenizer, world):
+    """What is said where no job computed the cache before."""
+    try:
+        trainer_of(folder, tokenizer, world, lora={}, reference="cached", cache=f"none-{world}")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def main():
     out, cases = Path(sys.argv[1]), sys.argv[2:]
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -153,6 +174,7 @@ def main():
             rest = whole - layer * len(copy.model.layers)
             found[case][-1] |= {"gathered": (whole, layer, rest), "peak": seen["peak"]}
         AcceleratorState._reset_state()
+    found["refused"] = refused(out.parent, tokenizer, world)
     if world == 1 or torch.distributed.get_rank() == 0:
         out.write_text(json.dumps(found))
     if world > 1:

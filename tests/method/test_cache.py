@@ -8,11 +8,14 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from helpers import (
     PlainSTRTrainer,
     conversations,
@@ -27,8 +30,11 @@ from helpers import (
 from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
 from moorline import InputError, PrerequisiteError, STRConfig, STRSettings, STRTrainer
+from moorline.method import cache_job
 from moorline.method.cache import COLUMN, Cache, Cached, key_of
-from moorline.method.cache_job import why_not
+from moorline.method.cache_plan import why_not
+from moorline.method.positions import PositionRule
+from moorline.method.reference import AdapterOff
 
 KEYS = ("loss", "grad_norm", "ce_loss", "str/drift", "str/weighted", "str/max_abs")
 
@@ -512,3 +518,32 @@ def test_an_unfinished_cache_is_not_opened(run, rows, tmp_path):
     path.write_text(path.read_text().replace('"finished"', '"begun"'))
     with pytest.raises(InputError, match="not finished"):
         Cache(path.parent)
+
+
+def test_a_second_run_waits_for_the_first_to_build_their_cache(run, rows, tmp_path, caplog):
+    folder = tmp_path / "cache" / "train"
+    folder.mkdir(parents=True)
+    lock = FileLock(folder / ".cache.lock")
+    lock.acquire()
+    timer = threading.Timer(1.0, lock.release)
+    timer.start()
+    run(rows, "cached")
+    assert "another run is building" in caplog.text
+    caplog.clear()
+    with lock:  # of a finished cache nothing is locked
+        run(rows, "cached")
+    assert "another run is building" not in caplog.text
+
+
+def test_several_processes_do_not_wait_for_another_run(rows, make_model, tmp_path):
+    model = make_model()
+    job = cache_job.CacheJob(
+        reference=AdapterOff(model), model=model, dataset=rows, collate=list, rule=PositionRule(),
+        num_safety=1, batch_size=1, device=torch.device("cpu"), autocast=nullcontext,
+        advance=lambda _: None, num_processes=2,
+    )  # fmt: skip
+    with (
+        cache_job._alone(tmp_path, job),
+        pytest.raises(InputError, match="Another run is building"),
+    ):
+        cache_job._alone(tmp_path, job).__enter__()

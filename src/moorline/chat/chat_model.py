@@ -262,10 +262,13 @@ class ChatModel:
             **more,
         )
         with self.evaluating() as model, _own_settings(model, settings):
+            # The loss of a router is for training, and stumbles over keys that are kept.
+            routes = getattr(model.config.get_text_config(), "output_router_logits", False)
             return model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
                 generation_config=settings,
+                **({"output_router_logits": False} if routes else {}),
             )
 
 

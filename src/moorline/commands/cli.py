@@ -174,6 +174,35 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
             print(summary(result))
 
 
+@app.command(
+    rich_help_panel=_TUNE,
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def cache(context: typer.Context, as_json: Json = False) -> None:
+    """Compute the reference of a data set ahead; the flags of `moorline tune`."""
+    if {"-h", "--help"} & set(context.args):
+        from .tune_settings import HELP
+
+        print("moorline cache takes the settings of `moorline tune`, and computes what it reads.\n")
+        print(HELP, end="")
+        return
+    with framed(as_json=as_json) as print_json:
+        logging.getLogger("moorline").info("Reading the settings.")
+        from ..records import plain
+        from .cache import cache as run
+        from .cache import summary
+
+        made = run(context.args)
+        if as_json:
+            print_json({"caches": [plain(each) for each in made]})
+        elif rank() == 0:
+            print(summary(made))
+
+
 @app.command("try", rich_help_panel=_BEGIN)
 def try_out(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a chat model.")],

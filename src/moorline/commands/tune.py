@@ -80,11 +80,11 @@ def tune(arguments: Sequence[str]) -> Run:
     with locked(output), quiet():
         resumes = bool(training.resume_from_checkpoint)
         check_free(output, plain, known_as, resumes=resumes)
-        trainer, run = _prepared(settings, lineage, known_as)
+        trainer, run = prepared(settings, lineage, known_as)
         return _trained(trainer, replace(run, settings=settings.plain()), output)
 
 
-def _prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTrainer, Run]:
+def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTrainer, Run]:
     """A trainer that is ready to begin, and what is known of its run."""
     training, output = settings.training, Path(settings.training.output_dir)
     name = settings.model.model_name_or_path

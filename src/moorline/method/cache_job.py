@@ -4,12 +4,11 @@ Shards are written whole or not at all; a pass that was killed is resumed after 
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from .. import records
@@ -25,78 +25,17 @@ from ..errors import InputError, PrerequisiteError, unknown_choice
 from ..provenance import now, sha256_of
 from . import cache
 from .cache import Cache, Collate, Manifest, Shard
+from .cache_plan import Plan
 from .positions import PositionRule
 from .reference import Reference
 
 _log = logging.getLogger(__name__)
 
+_LOCK = ".cache.lock"
+
 # What a killed pass loses at most; some seconds on most machines.
 _SHARD_BYTES = 1 << 26
 _SHARD_ROWS = 4096
-# What a batch may hold beside: all of it follows from the columns above.
-_FOLLOWS = (
-    "shift_labels", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
-    "max_length_k", "seq_idx",
-)  # fmt: skip
-
-
-class Plan(NamedTuple):
-    """What a pass over a data set would compute, told before it is computed."""
-
-    keys: np.ndarray
-    """One key of 16 bytes for each distinct row, in the order of the pass. Shape `(row,)`."""
-
-    rows: np.ndarray
-    """Where each of them first stands in the data set. Shape `(row,)`, int64."""
-
-    num_positions: np.ndarray
-    """How many positions of each count. Shape `(row,)`, int64."""
-
-    def bytes(self, num_safety: int, dtype: str) -> int:
-        """Size of the safety logits on disk."""
-        return int(self.num_positions.sum()) * num_safety * cache.DTYPES[dtype].itemsize
-
-
-def why_not(dataset: Any, collate: Collate) -> str | None:
-    """Why the rows of a data set cannot be cached; None if they can."""
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        return "a data set is a stream, whose rows cannot be read twice"
-    if not len(dataset):
-        return "a data set is empty"
-    example = dataset[0]
-    if not isinstance(example, Mapping) or "input_ids" not in example:
-        return "the rows of a data set are tokenized only as they are loaded"
-    batch = collate([example])
-    other = sorted(
-        name
-        for name, value in batch.items()
-        if isinstance(value, Tensor) and name not in (*cache.KEYED, *_FOLLOWS)
-    )
-    return f"a batch holds {other[0]!r}, which no row is known by" if other else None
-
-
-def plan(dataset: Any, collate: Collate, rule: PositionRule) -> Plan:
-    """Read the prepared data once and lay out the pass: like lengths together, each row once.
-
-    Args:
-        dataset: Prepared rows, as the trainer's data loader would see them.
-        collate: The trainer's data collator; what it makes of a row says which positions count.
-        rule: Which response positions count.
-    """
-    first: dict[bytes, tuple[int, int, int]] = {}
-    for index in range(len(dataset)):
-        example = dataset[index]
-        key = cache.key_of(example)
-        if key not in first:
-            positions = rule(positions_of_batch(collate([example])))
-            first[key] = (len(example["input_ids"]), index, int(positions.sum()))
-    # Sorted by length, and by key among equals: the same pass, whatever order the data came in.
-    order = sorted(first, key=lambda key: (first[key][0], key))
-    return Plan(
-        np.array(order, dtype="V16"),
-        np.array([first[key][1] for key in order], dtype=np.int64),
-        np.array([first[key][2] for key in order], dtype=np.int64),
-    )
 
 
 class CacheJob(NamedTuple):
@@ -146,6 +85,28 @@ class _Work(NamedTuple):
         }
 
 
+def finished(folder: str | Path, parts: Mapping[str, str], dtype: str) -> Cache:
+    """The cache in a folder, which another job has computed.
+
+    Args:
+        folder: Where it is.
+        parts: What it must be made from, by name.
+        dtype: A name of `DTYPES`.
+
+    Raises:
+        InputError: If it is not there, not finished, or made from something else.
+    """
+    folder = Path(folder)
+    if not (folder / cache.MANIFEST).is_file():
+        raise InputError(
+            f"{folder} holds no reference cache, and with a model in shards one is read only "
+            "(`reference` 'cached' under FSDP and DeepSpeed). Compute it ahead with `moorline "
+            "cache` and the same settings, in one process or under DDP."
+        )
+    _check_same(folder, Manifest.load(folder), parts, dtype)
+    return Cache(folder)
+
+
 def build(
     folder: str | Path, parts: Mapping[str, str], planned: Plan, job: CacheJob, dtype: str
 ) -> Cache:
@@ -176,21 +137,22 @@ def build(
         bytes=planned.bytes(job.num_safety, dtype),
         at=now(),
     )
-    if job.process == 0:
-        _claim(folder, manifest)
-    job.wait()
-    if not (folder / cache.MANIFEST).is_file():
-        raise PrerequisiteError(
-            f"{folder}: the first process began a cache there, and this one does not see it. Set "
-            "`cache_dir` to a folder that all processes share."
-        )
-    if Manifest.load(folder).status != "finished":
-        work = _Work(folder, manifest, planned, job)
-        _write_missing(work)
-        job.wait()
+    with _alone(folder, job):
         if job.process == 0:
-            _finish(work)
+            _claim(folder, manifest)
         job.wait()
+        if not (folder / cache.MANIFEST).is_file():
+            raise PrerequisiteError(
+                f"{folder}: the first process began a cache there, and this one does not see it. "
+                "Set `cache_dir` to a folder that all processes share."
+            )
+        if Manifest.load(folder).status != "finished":
+            work = _Work(folder, manifest, planned, job)
+            _write_missing(work)
+            job.wait()
+            if job.process == 0:
+                _finish(work)
+            job.wait()
     return Cache(folder)
 
 
@@ -260,19 +222,54 @@ def _claim(folder: Path, manifest: Manifest) -> None:
         records.write(folder / cache.MANIFEST, manifest)
         return
     there = Manifest.load(folder)
-    wanted = {**manifest.parts, "dtype": manifest.dtype}
-    found = {**there.parts, "dtype": there.dtype}
+    _check_same(folder, there, manifest.parts, manifest.dtype)
+    if there.status != "finished":
+        for path in folder.glob("*.part"):
+            if not psutil.pid_exists(int(path.name.split(".")[-2])):
+                path.unlink(missing_ok=True)
+        _check_room(folder, manifest.bytes)
+
+
+def _check_same(folder: Path, there: Manifest, parts: Mapping[str, str], dtype: str) -> None:
+    """Refuse a cache of something else, by the parts that differ."""
+    wanted, found = {**parts, "dtype": dtype}, {**there.parts, "dtype": there.dtype}
     # By key and value: a part that only one of them has differs too.
     if differ := sorted({name for name, _ in wanted.items() ^ found.items()}):
         raise InputError(
             f"`cache_dir` {folder} holds the safety logits of something else (different: "
             f"{', '.join(differ)}). Give another folder, or remove this one."
         )
-    if there.status != "finished":
-        for path in folder.glob("*.part"):
-            if not psutil.pid_exists(int(path.name.split(".")[-2])):
-                path.unlink(missing_ok=True)
-        _check_room(folder, manifest.bytes)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, job: CacheJob) -> Iterator[None]:
+    """Keep other runs from building the same cache meanwhile; the first process locks for all.
+
+    Raises:
+        InputError: If another builds it, and there are several processes, which cannot wait: their
+            connection would time out.
+    """
+    path = folder / cache.MANIFEST
+    is_there = path.is_file() and Manifest.load(folder).status == "finished"
+    if job.process > 0 or is_there:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)  # the system frees it when its process ends, however that ends
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        if job.num_processes > 1:
+            raise InputError(
+                f"Another run is building the reference cache {folder}. Wait for it to end, or "
+                "give another `cache_dir`."
+            ) from error
+        _log.warning("Reference cache: another run is building %s; waiting for it.", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -291,7 +288,7 @@ def _say_cost(work: _Work, rows: int) -> None:
     middle = len(planned.rows) // 2
     chosen = planned.rows[middle : middle + job.batch_size]
     began = time.monotonic()
-    _compute([job.dataset[int(each)] for each in chosen], job)
+    _compute(_fetched(job.dataset, chosen), job)
     seconds = (time.monotonic() - began) * rows / len(chosen)
     _log.warning(
         "Reference cache: %d rows with %d response tokens, %.3g GB in %s; this process has %d rows "
@@ -315,15 +312,16 @@ def _write_shard(path: Path, span: tuple[int, int], work: _Work) -> None:
             writer = ArrowWriter(stream=stream, features=features)
             for start in range(*span, job.batch_size):
                 indices = range(start, min(start + job.batch_size, span[1]))
-                values = _compute([job.dataset[int(planned.rows[each])] for each in indices], job)
+                values = _compute(_fetched(job.dataset, planned.rows[start : indices.stop]), job)
                 counts = planned.num_positions[start : indices.stop].tolist()
                 kept = _kept(values, manifest.dtype, planned.rows[start : indices.stop], counts)
                 rounding = (kept.to(values.dtype) - values).abs().double()
                 max_abs = max(max_abs, rounding.max().item() if rounding.numel() else 0.0)
                 sum_square += rounding.square().sum().item()
-                for index, rows in zip(indices, kept.split(counts), strict=True):
-                    raw = rows.contiguous().view(torch.uint8).numpy().tobytes()
-                    writer.write({"key": planned.keys[index].tobytes(), "values": raw})
+                split = [each.contiguous().view(torch.uint8) for each in kept.split(counts)]
+                keys = [each.tobytes() for each in planned.keys[start : indices.stop]]
+                raw = [each.numpy().tobytes() for each in split]
+                writer.write_batch({"key": keys, "values": raw})
                 job.advance(len(indices))
             writer.finalize(close_stream=False)
             stream.flush()
@@ -351,6 +349,12 @@ def _kept(values: Tensor, dtype: str, rows: np.ndarray, counts: Sequence[int]) -
             "prepared data. Use `cache_dtype` float32, and check these rows and the model."
         )
     return kept
+
+
+def _fetched(dataset: Any, rows: np.ndarray) -> list[Any]:
+    """Some rows of a data set, in one reading where it can."""
+    many = getattr(dataset, "__getitems__", None)
+    return [dataset[each] for each in rows.tolist()] if many is None else many(rows.tolist())
 
 
 def _compute(examples: list[Any], job: CacheJob) -> Tensor:
@@ -383,11 +387,3 @@ def folder_of(root: str | Path | None, parts: Mapping[str, str], dtype: str, rol
     return (
         Path(datasets.config.HF_DATASETS_CACHE) / "moorline" / cache.content_of(parts, dtype)[:24]
     )
-
-
-def data_fingerprint(planned: Plan) -> str:
-    """SHA-256 of the rows of a data set, whatever their order."""
-    order = np.argsort(planned.keys)
-    digest = hashlib.sha256(planned.keys[order].tobytes())
-    digest.update(planned.num_positions[order].tobytes())
-    return digest.hexdigest()

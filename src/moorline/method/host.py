@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from ..processes import from_first
 from ..provenance import fingerprint
-from . import adapters, cache, cache_job, capture
+from . import adapters, cache, cache_job, cache_plan, capture
 from .reference import TrainingPlan
 from .regularizer import Regularizer
 from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
@@ -81,21 +81,27 @@ def training_plan(trainer: "Trainer", settings: STRSettings) -> TrainingPlan:
         why = "there is no train_dataset"
     elif settings.reference_fraction < 1:
         why = "`reference_fraction` saves the pass of a running reference, and a cache has none"
-    elif trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        why = "under FSDP and DeepSpeed the model is not whole before training"
     elif importlib.util.find_spec("datasets") is None:
         why = "the package 'datasets' is not installed"
     else:
         loaded = [_as_loaded(trainer, each) for each in _data_sets(trainer).values()]
-        why = next(filter(None, (cache_job.why_not(*each) for each in loaded)), None)
+        why = next(filter(None, (cache_plan.why_not(*each) for each in loaded)), None)
     if why is not None or rows is None:
         return TrainingPlan(no_cache=why)
+    if is_sharded(trainer):
+        why = "under FSDP and DeepSpeed one is read only, where `moorline cache` computed it before"
+        return TrainingPlan(no_cache=why, reads_cache=True)
     epochs = float(args.num_train_epochs)
     if args.max_steps > 0:
         num_rows = args.max_steps * args.gradient_accumulation_steps
         num_rows *= args.train_batch_size * args.world_size
         epochs = num_rows / max(len(rows), 1)  # pyright: ignore[reportArgumentType]
     return TrainingPlan(epochs=epochs)
+
+
+def is_sharded(trainer: "Trainer") -> bool:
+    """Whether the host spreads the model over processes, by FSDP or DeepSpeed."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def splits_sequences(trainer: "Trainer") -> bool:
@@ -119,18 +125,26 @@ def adds_up_losses(trainer: "Trainer") -> bool:
 
 
 def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> None:
-    """Compute z0 of every row the trainer was given where it is not on disk, and read it there."""
-    reference, settings = regularizer.reference, regularizer.settings
+    """Compute z0 of every row the trainer was given where it is not on disk, and read it there.
+
+    With a model in shards it is read only: one process need not have the room for the whole.
+    """
+    reference, settings, sharded = regularizer.reference, regularizer.settings, is_sharded(trainer)
     second = reference.model
     origin = None if second is None else next(second.parameters()).device
-    source = regularizer.model if second is None else second.to(trainer.args.device)
+    source = regularizer.model if second is None else second
+    if second is not None and not sharded:
+        second.to(trainer.args.device)
     parts = _parts(trainer, regularizer, source)
     caches = []
     for role, rows in _data_sets(trainer).items():
         rows, collate = _as_loaded(trainer, rows)
-        planned = cache_job.plan(rows, collate, regularizer.rule)
-        known = parts | {"data": cache_job.data_fingerprint(planned)}
+        planned = cache_plan.plan(rows, collate, regularizer.rule)
+        known = parts | {"data": planned.fingerprint()}
         folder = cache_job.folder_of(settings.cache_dir, known, settings.cache_dtype, role)
+        if sharded:
+            caches.append(cache_job.finished(folder, known, settings.cache_dtype))
+            continue
         with tqdm(
             total=len(planned.keys), desc=f"Reference of {role}", unit=" rows", delay=2,
             disable=trainer.args.disable_tqdm or not trainer.accelerator.is_main_process,

@@ -199,6 +199,9 @@ class TrainingPlan(NamedTuple):
     no_cache: str | None = None
     """Why z0 cannot be kept on disk; None if it can."""
 
+    reads_cache: bool = False
+    """Whether it can be read from there all the same, once another job has put it there."""
+
 
 def choose_reference(
     kind: str, model: nn.Module, plan: Callable[[], TrainingPlan], *, reference_given: bool = False
@@ -227,7 +230,7 @@ def choose_reference(
         return kind
     planned = plan()
     if kind == "cached":
-        if planned.no_cache is not None:
+        if planned.no_cache is not None and not planned.reads_cache:
             raise InputError(f"`reference` 'cached' is not possible here: {planned.no_cache}.")
         return kind
     chosen, why = _chosen(model, planned, reference_given or not adapters.is_adapted(model))
