@@ -33,6 +33,7 @@ html_title = "Moorline"
 html_extra_path = ["llms.txt"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 
