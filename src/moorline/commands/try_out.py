@@ -98,10 +98,12 @@ def try_out(
 def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int, say: Say) -> Path:
     """Write the rows' two parts and the plan; gives the plan's path."""
     words = ["--model_name_or_path", model, "--dataset_name", rows, "--output_dir", "out"]
-    settings = parse([*words, "--use_peft"])
+    with quiet():
+        settings = parse([*words, "--use_peft"])
     seen = look(settings)
     training = _training(seen, settings)
-    settled = parse([*words, *(f"--{name}={value}" for name, value in training.items())])
+    with quiet():
+        settled = parse([*words, *(f"--{name}={value}" for name, value in training.items())])
     for line in told(seen, settled):
         say(line)
     with quiet():
