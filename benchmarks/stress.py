@@ -48,16 +48,16 @@ from moorline.method.checkpoint import whole_checkpoints
 from moorline.provenance import now, write_json
 
 KILLS_IN_A_ROW = 3
-# What tells when, where, and how fast, and not what came of it.
+# What tells when, where, and how fast, and not what came of it; the host counts `num_tokens` anew.
 _TIMES = {
     "at", "started", "finished", "seconds", "training_seconds", "peak_memory_bytes", "machine",
     "train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
     "train_tokens_per_second", "total_flos", "resume_from_checkpoint", "peak_memory_of",
-    "train_loss", "logging_dir", "cost", "fingerprint",
+    "train_loss", "logging_dir", "cost", "fingerprint", "num_tokens",
 }  # fmt: skip
 # Files that tell of the way, or are the host's own: not what a job is for.
 _PASSED_OVER = re.compile(
-    r"checkpoint-|\.lock$|log\.txt$|README\.md|training_args\.bin|runs/|figures/|/stopped|tables\.md"
+    r"(?:^|/)\.[^/]+$|checkpoint-|log\.txt$|README\.md|training_args\.bin|runs/|figures/|tables\.md"
 )
 
 
