@@ -80,6 +80,20 @@ def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
+    min_contrast: Annotated[
+        float | None,
+        typer.Option(help="Drop tokens whose contrast, harmful against harmless, is less (nats)."),
+    ] = None,
+    own_refusals: Annotated[
+        bool, typer.Option("--own-refusals", help="Mine from the model's own refusals as well.")
+    ] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Add the same words with space or capital.")
+    ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show where each token tells harmful from harmless."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
@@ -100,11 +114,23 @@ def mine(
                 chat.model,
                 chat.tokenizer,
                 max_tokens=num,
+                min_contrast=min_contrast,
+                own_refusals=own_refusals,
+                variants=variants,
                 progress=lambda done, total: say("prompts", done, total),
             )
         tokens.save(output)
+        found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
+        if explain:
+            from . import mine as screen
+
+            places = screen.places_of(chat, tokens)
+            screen.draw(tokens, places, output.with_suffix(".svg"))
+            print(
+                "\n".join(screen.explanation(tokens, places)), file=sys.stderr if as_json else None
+            )
+            found["places"] = [each._asdict() for every in places.values() for each in every]
         if as_json:
-            found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
             print_json(found)
         else:
             print(f"{len(tokens)} safety tokens of {model} written to {output}.")
