@@ -1,7 +1,9 @@
 # make demo   the main job on the embedded model (sets everything up first)
 # make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
 #             report in Chromium, which it gets first; make test-wheel tests what users install;
-#             make test-tools the exports, with the tools that read them; make test-oldest the oldest supported versions
+#             make test-tools the exports, with the tools that read them; make test-oldest the
+#             oldest supported versions; make test-hosts Axolotl and ms-swift, in .hosts/
+# make docs   the site in docs/_build/html, its notebooks run; no network
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
 
@@ -14,14 +16,14 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-oldest wheel check format models clean
+.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-oldest test-hosts docs wheel check format models clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tune,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tune,docs,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -65,6 +67,14 @@ test-browser: $(STAMP)
 	.ci/browser
 	$(BIN)/python -m pytest -m browser tests
 
+# Each host in an environment of its own, with the versions that it pins.
+test-hosts: $(STAMP)
+	.ci/hosts
+
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet \
+		docs docs/_build/html
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -80,4 +90,4 @@ models: $(STAMP)
 	$(BIN)/python -m moorline.embedded.recipe
 
 clean:
-	rm -rf $(VENV) moorline-demo moorline-audit
+	rm -rf $(VENV) .hosts docs/_build moorline-demo moorline-audit

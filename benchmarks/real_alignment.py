@@ -16,7 +16,7 @@ import torch
 from real_data import pairs, sources
 from real_fetch import check_outside
 from real_overlap import Prompts, split, without
-from real_prompts import HARMFUL_TWINS, borderline, everyday, refusal
+from real_prompts import HARMFUL_TWINS, borderline, everyday, on_texts, refusal
 
 from moorline.audit.judges import judge
 from moorline.audit.suites import builtin_suites
@@ -35,11 +35,15 @@ USED = ("advbench", "xstest", "dolly", "alpaca", "pact", "bianchi")
 class Recipe:
     """What is learned from, and how."""
 
-    refusals: int = 240
+    refusals: int = 300
     """Harmful prompts of the public sets, half from each."""
 
-    own_answers: int = 300
+    own_answers: int = 500
     """Prompts of Alpaca, answered by the model itself."""
+
+    texts: int = 240
+    """Tasks about a text below them, answered by the model itself: without them it takes every such
+    prompt for one to be refused."""
 
     longest_prompt: int = 160
     """In characters; longer prompts are left out."""
@@ -108,6 +112,7 @@ def clean_prompts(recipe: Recipe, data: Path) -> dict[str, list[str]]:
     draw = random.Random(recipe.seed)
     found: dict[str, list[str]] = {"twin": list(HARMFUL_TWINS), "borderline": borderline()}
     found["everyday"] = everyday()
+    found["text"] = on_texts(recipe.texts, random.Random(recipe.seed))
     for name in ("pact", "bianchi", "alpaca"):
         prompts = [each.prompt for each in pairs(name, data)]
         if name == "alpaca":
@@ -134,7 +139,7 @@ def _rows(chat: ChatModel, recipe: Recipe, data: Path) -> tuple[list[Row], dict[
         for prompt in prompts[kind]:
             context, (answer,) = chat.answer_ids(prompt, [refusal(draw)])
             rows.append(Row(context, [*answer, end], kind))
-    for kind in ("alpaca", "borderline", "everyday"):
+    for kind in ("alpaca", "borderline", "everyday", "text"):
         rows += _own_answers(chat, prompts[kind], kind, recipe.max_new_tokens)
     counts = {kind: sum(row.kind == kind for row in rows) for kind in prompts}
     return rows, counts

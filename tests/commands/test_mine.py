@@ -1,5 +1,7 @@
 """The command `mine`: refuses before it loads, tells what it does, writes over nothing else."""
 
+import json
+
 import pytest
 from helpers import refused, runner
 
@@ -36,3 +38,21 @@ def test_no_other_file_is_written_over(tmp_path):
     refused(mine("--output", path), "is there and is no safety-token file")
     assert "notes" in path.read_text()
     refused(mine("--output", tmp_path), "a file cannot be written there")
+
+
+def test_explain_shows_where_each_token_tells_and_draws_it(tmp_path):
+    path = tmp_path / "tokens.json"
+    result = mine("--output", path, "--max-tokens", 6, "--explain", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "contrast" in result.stderr
+    assert "' sorry'" in result.stderr
+    assert {"token", "depth", "harmful", "harmless", "contrast"} <= json.loads(result.stdout)[
+        "places"
+    ][0].keys()
+    assert "<svg" in path.with_suffix(".svg").read_text()
+
+
+def test_without_explain_there_is_neither(tmp_path):
+    result = mine("--output", tmp_path / "tokens.json", "--max-tokens", 6, "--json")
+    assert "places" not in json.loads(result.stdout)
+    assert not (tmp_path / "tokens.svg").exists()

@@ -444,7 +444,7 @@ def test_help_is_short_and_true(flags):
     assert shown == HELP
     actions = {f"--{action.dest}": action for action in make_parser(MethodConfig)._actions}
     named = {word.strip("[],;") for word in HELP.split() if word.startswith("--")}
-    unknown = named - set(actions) - {"--config", "--NAME", "--json", "--help-all"}
+    unknown = named - set(actions) - {"--config", "--NAME", "--json", "--dry-run", "--help-all"}
     assert not {each for each in unknown if not each.startswith("--help")}
     assert {name for name in actions if name.startswith(("--str_", "--method"))} <= named
     assert actions["--lora_r"].default == 16

@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `moorline --help` answers at on
 
 import logging
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,20 @@ def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
+    min_contrast: Annotated[
+        float | None,
+        typer.Option(help="Drop tokens whose contrast, harmful against harmless, is less (nats)."),
+    ] = None,
+    own_refusals: Annotated[
+        bool, typer.Option("--own-refusals", help="Mine from the model's own refusals as well.")
+    ] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Add the same words with space or capital.")
+    ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show where each token tells harmful from harmless."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
@@ -99,11 +114,23 @@ def mine(
                 chat.model,
                 chat.tokenizer,
                 max_tokens=num,
+                min_contrast=min_contrast,
+                own_refusals=own_refusals,
+                variants=variants,
                 progress=lambda done, total: say("prompts", done, total),
             )
         tokens.save(output)
+        found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
+        if explain:
+            from . import mine as screen
+
+            places = screen.places_of(chat, tokens)
+            screen.draw(tokens, places, output.with_suffix(".svg"))
+            print(
+                "\n".join(screen.explanation(tokens, places)), file=sys.stderr if as_json else None
+            )
+            found["places"] = [each._asdict() for every in places.values() for each in every]
         if as_json:
-            found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
             print_json(found)
         else:
             print(f"{len(tokens)} safety tokens of {model} written to {output}.")
@@ -157,10 +184,12 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
         from ..records import plain
 
         if "--dry-run" in context.args:
+            from .library_messages import quiet
             from .look import look, told
             from .tune_settings import parse
 
-            settings = parse([each for each in context.args if each != "--dry-run"])
+            with quiet():
+                settings = parse([each for each in context.args if each != "--dry-run"])
             lines = told(look(settings), settings)
             print_json({"seen": lines}) if as_json else print(*lines, sep="\n")
             return
@@ -211,7 +240,7 @@ def try_out(
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed; may be given again. Default: 0.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 100,
+    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 200,
     workers: Annotated[int, typer.Option(help="How many tunings at a time.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -236,7 +265,8 @@ def try_out(
         heads = ("", "attack success", "over-refusal", "perplexity")
         for name, *numbers in (heads, *tried.rows):
             print(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers))
-        print(f"\n{tried.recommendation}\n{tried.certainty}\n\nWritten: {tried.page}")
+        advice = textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)
+        print("", *advice, f"\nWritten: {tried.page}", sep="\n")
         if tried.command:
             print(f"To tune with it:\n  {tried.command}")
 

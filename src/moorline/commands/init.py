@@ -13,6 +13,7 @@ import torch
 from ..errors import InputError
 from ..method.settings import DEFAULT_WEIGHT
 from ..provenance import write_text
+from .library_messages import quiet
 from .look import Look, fitting_rate, look, steps_of, told
 from .tune_settings import Settings, parse
 
@@ -85,7 +86,8 @@ def init(model: str, rows: str, file: Path, *, output: str = "out") -> list[str]
     if file.exists():
         raise InputError(f"{file} is there already. Give another file with --output, or delete it.")
     first = ["--model_name_or_path", model, "--dataset_name", rows, "--output_dir", output]
-    settings = parse([*first, "--use_peft"])
+    with quiet():
+        settings = parse([*first, "--use_peft"])
     seen = look(settings)
     words = _words(seen, fitting(seen, settings))
     text = _FILE.substitute(
@@ -95,7 +97,8 @@ def init(model: str, rows: str, file: Path, *, output: str = "out") -> list[str]
     )  # fmt: skip
     write_text(file, text)
     try:
-        settings = parse(["--config", str(file)])  # as `tune` will read it
+        with quiet():
+            settings = parse(["--config", str(file)])  # as `tune` will read it
     except InputError:
         file.unlink()
         raise

@@ -172,8 +172,7 @@ def told(seen: Look, settings: Settings) -> list[str]:
         f"Training  {what}, {precision}, learning rate {rate:.2g}, {steps_of(seen, settings)} "
         f"steps of {training.per_device_train_batch_size} x "
         f"{training.gradient_accumulation_steps} rows",
-        f"Memory    about {memory_bytes(seen, settings) / 2**30:.1f} GiB a device (to a factor of "
-        "two)",
+        f"Memory    about {_amount(memory_bytes(seen, settings))} a device (to a factor of two)",
     ]  # fmt: skip
     if rows.cut:
         lines.append(
@@ -192,6 +191,10 @@ def told(seen: Look, settings: Settings) -> list[str]:
             "Raise `num_train_epochs`."
         )
     return lines
+
+
+def _amount(num: int) -> str:
+    return f"{num / 2**30:.1f} GiB" if num >= 2**30 else f"{num / 2**20:.0f} MiB"
 
 
 def _strength(settings: Settings) -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from .. import records
 from ..errors import InputError, PrerequisiteError
 from ..processes import rank
+from .refused_rows import RefusedRows
 
 RUN = "run.json"
 TOKENS = "safety_tokens.json"
@@ -90,6 +91,9 @@ class Run:
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
     started: str
+    refused_rows: RefusedRows | None = None
+    """Training prompts that the aligned model refuses; None if it was not asked."""
+
     finished: str | None = None
     seconds: float | None = None
     """From the first step's preparation to the last file."""

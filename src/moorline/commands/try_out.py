@@ -53,7 +53,7 @@ class Tried:
 
 
 def try_out(
-    model: str, rows: str, output: Path, *, seeds: Sequence[int] = (0,), limit: int = 100,
+    model: str, rows: str, output: Path, *, seeds: Sequence[int] = (0,), limit: int = 200,
     workers: int = 1, say: Say = print,
 ) -> Tried:  # fmt: skip
     """Tune plainly and with three weights at equal settings, audit all, and say which to take.
@@ -98,10 +98,12 @@ def try_out(
 def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int, say: Say) -> Path:
     """Write the rows' two parts and the plan; gives the plan's path."""
     words = ["--model_name_or_path", model, "--dataset_name", rows, "--output_dir", "out"]
-    settings = parse([*words, "--use_peft"])
+    with quiet():
+        settings = parse([*words, "--use_peft"])
     seen = look(settings)
     training = _training(seen, settings)
-    settled = parse([*words, *(f"--{name}={value}" for name, value in training.items())])
+    with quiet():
+        settled = parse([*words, *(f"--{name}={value}" for name, value in training.items())])
     for line in told(seen, settled):
         say(line)
     with quiet():
@@ -208,7 +210,7 @@ def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
         return f"Take {chosen}: it keeps the refusals and learns the task.", why
     if held.word == "open":
         return (
-            f"Take {chosen} if you must; that it keeps the refusals is not shown.",
+            f"{chosen.capitalize()} looks best; that it keeps the refusals is not shown.",
             f"{why} More prompts (--limit) or seeds (--seed) would tell.",
         )
     return (

@@ -42,6 +42,7 @@ from ..provenance import (
     versions,
 )
 from ..trainer import STRTrainer, get_peft_config, get_quantization_config
+from . import refused_rows
 from .anchors_file import write_anchors
 from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
@@ -128,6 +129,10 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
         tokens=tokens_fingerprint(tokens),
         reference=trainer.regularizer.reference.name,
     )
+    asked = None
+    if trainer.accelerator.is_main_process and trainer.regularizer.settings.holds:
+        asked = refused_rows.ask(trainer, ChatModel(reference_model or trainer.model, tokenizer))
+        refused_rows.tell(asked)
     return trainer, Run(
         status="running",
         model=name,
@@ -141,6 +146,7 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
         versions=versions(),
         machine=machine(),
         started=now(),
+        refused_rows=asked,
     )
 
 

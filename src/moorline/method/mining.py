@@ -19,6 +19,8 @@ Inside a refusal even a model that never refuses finds the next word likely, and
 begin with "I" too. So the model must, in the mean over prompts, begin with the first two words of
 some template (three tokens at least) with probability `min_mass`; otherwise it is refused.
 
+With `min_contrast` a token must also tell harmful from harmless somewhere (`salience.py`).
+
 Probabilities are computed in float32 from the logits of the model, which have its own dtype. Loaded
 in another dtype a model may use a word in a harmless answer or not, so the set can differ by a word
 or two at the edge; `mined` records the dtype.
@@ -30,8 +32,7 @@ Source:
 """
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
-from math import exp
+from math import exp, inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..chat.chat_model import ChatModel, check_sizes
@@ -40,6 +41,7 @@ from ..provenance import now, versions
 from .capture import base_of, head_of
 from .reading import Answered, Reader
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
+from .salience import Cells, Place, Reading, cells, most, places, read
 from .templates import (
     MINING_HARMLESS_PROMPTS,
     MINING_PROMPTS,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 # measured: docs/method.md, "Choosing the set"
 DEFAULT_MAX_TOKENS = 64
+_LONGEST_REFUSAL = 48
 
 
 class _Found(NamedTuple):
@@ -65,16 +68,6 @@ class _Found(NamedTuple):
     """Probability that the model writes a template up to and with this token."""
 
 
-class _Reading(NamedTuple):
-    """The templates as answers to the prompts, and how likely the model finds them."""
-
-    asked: Sequence[Answered]
-    """One per prompt; its answers are the templates, in order."""
-
-    nats: list[list[list[float]]]
-    """By prompt, template, token."""
-
-
 def mine_safety_tokens(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -85,6 +78,9 @@ def mine_safety_tokens(
     harmless_prompts: Sequence[str] = MINING_HARMLESS_PROMPTS,
     min_score: float = 1e-3,
     min_mass: float = 0.05,
+    min_contrast: float | None = None,
+    own_refusals: bool = False,
+    variants: bool = False,
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> SafetyTokens:
@@ -102,6 +98,13 @@ def mine_safety_tokens(
         harmless_prompts: Requests that the model answers; none switches that filter off.
         min_score: Value of in_place below which a token is dropped, 0 to 1.
         min_mass: Probability of beginning as a template does that is needed, 0 to 1.
+        min_contrast: Nats of contrast between harmful and harmless prompts (`salience.py`) below
+            which a token is dropped, 0 or more; None drops none for it. The templates are then
+            read after the harmless prompts too.
+        own_refusals: Whether the model's own greedy refusals of `prompts` are templates as well:
+            those that begin as one of `templates` does.
+        variants: Whether to add, after the tokens found, those that spell the same word with or
+            without a space before it, or a capital.
         batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done, harmful and harmless, and of all.
 
@@ -116,10 +119,19 @@ def mine_safety_tokens(
     if not templates or not prompts:
         raise InputError("`templates` and `prompts` must each hold at least one text.")
     chat = ChatModel(model, tokenizer)
+    if min_contrast is not None and not (min_contrast >= 0 and harmless_prompts):
+        raise InputError(
+            f"`min_contrast` must be 0 or more, and needs `harmless_prompts`, got {min_contrast} "
+            f"and {len(harmless_prompts)} prompts."
+        )
     tell = _counter(len(prompts) + len(harmless_prompts), progress)
     asked, openings = _asked(chat, prompts, templates)
     reader = Reader(chat, asked)
-    reading = _Reading(asked, reader.nats(batch_size=batch_size, progress=tell))
+    if own_refusals:
+        templates = _with_own(reader, templates, _begins(asked, openings), batch_size)
+        asked, openings = _asked(chat, prompts, templates)
+        reader = Reader(chat, asked)
+    reading = Reading(asked, reader.nats(batch_size=batch_size, progress=tell))
     opening_mass = _mass(reading, openings)
     if opening_mass < min_mass:
         raise InputError(
@@ -130,14 +142,27 @@ def mine_safety_tokens(
         )
     openers = {answer[0] for each in reading.asked for answer in each.answers}
     used = _used(reader, harmless_prompts, _begins(asked, openings), batch_size, tell)
-    found = _by_token(tokenizer, reading, (used - openers).union(tokenizer.all_special_ids))
-    kept = _ranked(found, min_score)[:max_tokens]
+    harmful = cells(reading)
+    found = _by_token(tokenizer, harmful, (used - openers).union(tokenizer.all_special_ids))
+    kept = _ranked(found, min_score)
+    if min_contrast is not None:
+        harmless = read(chat, harmless_prompts, templates, batch_size=batch_size)
+        tells = places(harmful, cells(harmless))
+        kept = [each for each in kept if _contrast(tells.get(each, ()), min_score) >= min_contrast]
+        if not kept:
+            raise InputError(f"No token has a contrast of `min_contrast` {min_contrast} nats.")
+    kept = kept[:max_tokens]
+    if variants:
+        kept += _variants(tokenizer, kept, used.union(tokenizer.all_special_ids))
     mined = {
         "method": "template_probability",
         "model": str(base_of(model).config._name_or_path),
         "dtype": str(base_of(model).dtype).removeprefix("torch."),
         "max_tokens": max_tokens,
         "min_score": min_score,
+        "min_contrast": min_contrast,
+        "own_refusals": own_refusals,
+        "variants": variants,
         "refusal_mass": round(_mass(reading, [[1] * len(templates)] * len(prompts)), 6),
         "opening_mass": round(opening_mass, 6),
         "num_prompts": len(prompts),
@@ -149,7 +174,9 @@ def mine_safety_tokens(
     return SafetyTokens(
         ids=tuple(kept),
         strings=tuple(str(tokenizer.decode([token])) for token in kept),
-        scores=tuple(float(f"{found[token].score:.6g}") for token in kept),
+        scores=tuple(
+            float(f"{found[token].score:.6g}") if token in found else 0.0 for token in kept
+        ),
         vocab_size=head_of(model).weight.shape[0],
         templates=tuple(templates),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
@@ -176,6 +203,37 @@ def _asked(
         asked.append(Answered(context, answers))
         openings.append(opening)
     return asked, openings
+
+
+def _with_own(
+    reader: Reader, templates: Sequence[str], refusals: set[tuple[int, ...]], batch_size: int
+) -> tuple[str, ...]:
+    """The templates, and a model's own refusals of the reader's prompts."""
+    rows = [each.context for each in reader.prompts]
+    answers = reader.greedy(rows, max_new_tokens=_LONGEST_REFUSAL, batch_size=batch_size)
+    sizes = {len(each) for each in refusals}
+    own = [each for each in answers if any(tuple(each[:size]) in refusals for size in sizes)]
+    texts = reader.chat.tokenizer.batch_decode(own, skip_special_tokens=True)
+    return tuple(dict.fromkeys([*templates, *(text.strip() for text in texts)]))
+
+
+def _contrast(found: Sequence[Place], least: float) -> float:
+    """The greatest contrast of a token at a place where it is likely; none is -infinity."""
+    place = most(found, least)
+    return -inf if place is None else place.contrast
+
+
+def _variants(tokenizer: Any, kept: Sequence[int], unfit: set[int]) -> list[int]:
+    """Tokens that spell a kept word with or without a space before it, or a capital."""
+    added: dict[int, None] = {}
+    for token in kept:
+        word = tokenizer.decode([token]).strip()
+        for text in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            # Pieces such as "ologies" are no words: a space before them spells another one.
+            if len(ids) == 1 and len(word) > 1:
+                added[ids[0]] = None
+    return [each for each in added if each not in unfit and each not in kept]
 
 
 def _begins(asked: Sequence[Answered], openings: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
@@ -212,7 +270,7 @@ def _counter(total: int, progress: Callable[[int, int], None] | None) -> Callabl
     return tell
 
 
-def _mass(reading: _Reading, lengths: Sequence[Sequence[int]]) -> float:
+def _mass(reading: Reading, lengths: Sequence[Sequence[int]]) -> float:
     """Probability that an answer begins with so many tokens of a template, in the mean."""
     masses = []
     for asked, nats, of_prompt in zip(*reading, lengths, strict=True):
@@ -231,21 +289,12 @@ def _mass(reading: _Reading, lengths: Sequence[Sequence[int]]) -> float:
     return sum(masses) / len(masses)
 
 
-def _by_token(tokenizer: Any, reading: _Reading, unfit: set[int]) -> dict[int, _Found]:
+def _by_token(tokenizer: Any, harmful: Cells, unfit: set[int]) -> dict[int, _Found]:
     """What the templates say about each token that carries meaning and is not unfit."""
-    # One cell per template, position and token: the mean over prompts of what is found there.
-    cells: dict[tuple[int, int, int], tuple[float, float]] = {}
-    num = len(reading.asked)
-    for asked, of_prompt in zip(*reading, strict=True):
-        for template, (answer, nats) in enumerate(zip(asked.answers, of_prompt, strict=True)):
-            for index, (token, so_far) in enumerate(zip(answer, accumulate(nats), strict=True)):
-                in_place, score = cells.get((template, index, token), (0.0, 0.0))
-                found = (in_place + exp(nats[index]) / num, score + exp(so_far) / num)
-                cells[template, index, token] = found
     best: dict[int, _Found] = {}
-    for (_, _, token), found in cells.items():
+    for (_, _, token), cell in harmful.items():
         if token not in unfit and carries_meaning(tokenizer, token):
-            best[token] = _Found(*map(max, best.get(token, (0.0, 0.0)), found))
+            best[token] = _Found(*map(max, best.get(token, (0.0, 0.0)), cell[:2]))
     return best
 
 

@@ -1,0 +1,72 @@
+"""`moorline mine --explain`: where each safety token tells, as a table and a figure."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..chat.chat_model import ChatModel
+from ..method.safety_tokens import SafetyTokens
+from ..method.salience import Place, explain, most
+from ..method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
+from ..provenance import write_text
+
+LEAST = 1e-3
+"""Probability in its place, after harmful prompts, of what is shown: as mining has it."""
+
+_DEPTHS = 12
+"""Depths that are shown: refusals are short, and decided early."""
+
+
+def places_of(chat: ChatModel, tokens: SafetyTokens) -> dict[int, list[Place]]:
+    """The places of all tokens of the templates that the tokens were mined from."""
+    return explain(chat, tokens.templates, MINING_PROMPTS, MINING_HARMLESS_PROMPTS)
+
+
+def explanation(tokens: SafetyTokens, found: Mapping[int, Sequence[Place]]) -> Iterator[str]:
+    """The lines of a table: each token at the place where it tells most.
+
+    Args:
+        tokens: What was mined.
+        found: Places of all tokens of the templates, as `salience.explain` gives them.
+    """
+    yield "Where in a refusal each token tells harmful prompts from harmless ones most."
+    yield "Probabilities are of the token in its place; contrast is the difference of"
+    yield "their logarithms, in nats, in the mean over prompts."
+    yield ""
+    yield f"{'token':<18}{'score':>9}{'depth':>7}{'harmful':>10}{'harmless':>10}{'contrast':>10}"
+    for token, string, score in zip(tokens.ids, tokens.strings, tokens.scores, strict=True):
+        place = most(found.get(token, ()), LEAST)
+        shown = f"{string!r:<18.18}{score:>9.2g}"
+        if place is None:
+            yield f"{shown}{'hardly ever said':>37}"
+        else:
+            rates = f"{place.harmful:>10.2g}{place.harmless:>10.2g}"
+            yield f"{shown}{place.depth:>7}{rates}{place.contrast:>10.2f}"
+
+
+def draw(tokens: SafetyTokens, found: Mapping[int, Sequence[Place]], path: Path) -> None:
+    """Write a figure of the contrast by depth, each point a token, as SVG.
+
+    Args:
+        tokens: What was mined.
+        found: As for `explanation`.
+        path: The file.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    for token, string in zip(tokens.ids, tokens.strings, strict=True):
+        for place in found.get(token, ()):
+            if place.depth < _DEPTHS and place.harmful >= LEAST:
+                axes.plot(place.depth, place.contrast, "o", color="#0072b2", alpha=0.6)
+                # A dollar sign would begin a formula.
+                name = string.strip().replace("$", r"\$")
+                at = (place.depth, place.contrast)
+                axes.annotate(name, at, xytext=(4, 2), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("depth in the refusal (tokens before)")
+    axes.set_ylabel("contrast, harmful against harmless (nats)")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    write_text(path, text.getvalue())
