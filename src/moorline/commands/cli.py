@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `moorline --help` answers at on
 
 import logging
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -244,7 +245,7 @@ def try_out(
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed; may be given again. Default: 0.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 100,
+    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 200,
     workers: Annotated[int, typer.Option(help="How many tunings at a time.")] = 1,
     as_json: Json = False,
 ) -> None:
@@ -269,7 +270,8 @@ def try_out(
         heads = ("", "attack success", "over-refusal", "perplexity")
         for name, *numbers in (heads, *tried.rows):
             print(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers))
-        print(f"\n{tried.recommendation}\n{tried.certainty}\n\nWritten: {tried.page}")
+        advice = textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)
+        print("", *advice, f"\nWritten: {tried.page}", sep="\n")
         if tried.command:
             print(f"To tune with it:\n  {tried.command}")
 
