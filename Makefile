@@ -1,7 +1,10 @@
 # make demo   the main job on the embedded model (sets everything up first)
 # make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
 #             report in Chromium, which it gets first; make test-wheel tests what users install;
-#             make test-tools the exports, with the tools that read them; make test-oldest the oldest supported versions
+#             make test-tools the exports, with the tools that read them; make test-oldest the
+#             oldest supported versions; make test-hosts Axolotl and ms-swift, in .hosts/
+# make docs   the site in docs/_build/html, its notebooks run; no network
+# make stress kills, bad input, hostile text, properties: one line a class, under an hour
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
 
@@ -14,14 +17,14 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-oldest wheel check format models clean
+.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-oldest test-hosts stress docs wheel check format models clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tune,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tune,docs,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -40,10 +43,13 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[tune]' \
 		beartype hypothesis pytest pytest-xdist
+	# where there is no GPU, Triton takes its place in TRL's loss and finds none
+	command -v nvidia-smi >/dev/null || $(OLDEST)/bin/python -m pip uninstall --quiet --yes triton
 	touch $@
 
 test-oldest: $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not browser" \
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -o addopts=--strict-markers -o filterwarnings=default -q \
+		-n auto --maxprocesses 4 -m "not slow and not browser" \
 		tests/method tests/chat tests/test_trainer.py $(TESTS)
 
 wheel: $(STAMP)
@@ -62,6 +68,18 @@ test-browser: $(STAMP)
 	.ci/browser
 	$(BIN)/python -m pytest -m browser tests
 
+# Kills five jobs again and again; then the tests of bad input, hostile text and properties.
+stress: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stress.py --kills 60 --minutes 45 --pytest $(STRESS)
+
+# Each host in an environment of its own, with the versions that it pins.
+test-hosts: $(STAMP)
+	.ci/hosts
+
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet \
+		docs docs/_build/html
+
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -77,4 +95,4 @@ models: $(STAMP)
 	$(BIN)/python -m moorline.embedded.recipe
 
 clean:
-	rm -rf $(VENV) moorline-demo moorline-audit
+	rm -rf $(VENV) .hosts docs/_build moorline-demo moorline-audit

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import tempfile
+from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -14,12 +16,17 @@ import datasets
 import pytest
 import torch
 import transformers
-from helpers import TEMPLATE, WORDS, conversations
+from helpers import BROWSER, TEMPLATE, WORDS, conversations
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from moorline import SafetyTokens
 from moorline.method.safety_tokens import tokenizer_fingerprint
+
+_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 datasets.disable_progress_bars()
 transformers.logging.disable_progress_bar()
@@ -115,3 +122,59 @@ def flags(model_folder, data_file, tokens_file, tmp_path):
         "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "logging_steps": 1,
         "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "lora_dropout": 0.0,
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; `make setup`")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium here; `make test-browser` gets it")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def axe():
+    path = BROWSER / "axe.min.js"
+    if not path.is_file():
+        pytest.skip("no axe-core here; `make test-browser` gets it")
+    return path.read_text(encoding="utf-8")
+
+
+class Opened(NamedTuple):
+    """A page with what it did while it was opened."""
+
+    page: object
+    said: list[str]
+    """Errors and warnings of its console, and errors of its scripts."""
+
+    asked: list[str]
+    """Addresses that it asked for."""
+
+
+@pytest.fixture
+def open_page(browser):
+    """A function that opens a file in a fresh profile."""
+    contexts = []
+
+    def opening(path, *, width=1280, scheme="light", **settings):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, **settings
+        )
+        contexts.append(context)
+        opened = Opened(context.new_page(), [], [])
+        opened.page.on(
+            "console",
+            lambda each: each.type in ("error", "warning") and opened.said.append(each.text),
+        )
+        opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
+        opened.page.on("request", lambda request: opened.asked.append(request.url))
+        opened.page.goto(path.as_uri())
+        return opened
+
+    yield opening
+    for context in contexts:
+        context.close()

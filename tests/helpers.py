@@ -31,6 +31,9 @@ from moorline.report.runs import shown
 
 runner = CliRunner()
 
+BROWSER = Path(__file__).parents[1] / ".browser"
+"""Where axe-core is, and where screenshots go."""
+
 WORDS = [f"w{number}" for number in range(90)]
 
 
@@ -201,6 +204,42 @@ def plain_trainer(
         data_collator=DataCollatorForSeq2Seq(tokenizer), safety_tokens=tokens,
         settings=STRSettings(weight=weight, reference="adapter_off", anchors="off"), **changes,
     )  # fmt: skip
+
+
+def recorded(trainer):
+    """The batches that a trainer trains on, one after another, as they will have come."""
+    kept, original = [], trainer.get_batch_samples
+
+    def get_batch_samples(*args, **kwargs):
+        batches, num_items = original(*args, **kwargs)
+        kept.extend(
+            {key: each.clone() for key, each in batch.items() if torch.is_tensor(each)}
+            for batch in batches
+        )
+        return batches, num_items
+
+    trainer.get_batch_samples = get_batch_samples
+    return kept
+
+
+def replayed(model, batches, given, arguments, tmp_path):
+    """The log of a plain `Trainer` with the mixin on the batches that another host was given."""
+    names = (
+        "learning_rate", "max_steps", "gradient_accumulation_steps", "max_grad_norm", "optim",
+        "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "warmup_steps",
+    )  # fmt: skip
+    own = TrainingArguments(
+        str(tmp_path / "replayed"), per_device_train_batch_size=1, logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, bf16=False,
+        train_sampling_strategy="sequential", remove_unused_columns=False,
+        **{name: getattr(arguments, name) for name in names},
+    )  # fmt: skip
+    own.max_epochs = None  # ms-swift's patch of every Trainer in the process asks for it
+    trainer = PlainSTRTrainer(
+        model, own, train_dataset=batches, data_collator=lambda rows: dict(rows[0]), **given
+    )
+    return trained(trainer)
 
 
 def moved(make_model):
@@ -456,3 +495,22 @@ def write_three(parent, *, against="aligned", **changes):
         write_run(parent / "plain", success=0.9, utility=0.97, against=against, **changes),
         write_run(parent / "held", success=0.01, utility=0.96, against=against, **changes),
     ]
+
+
+def violations(page, axe, impacts=("minor", "moderate", "serious", "critical")):
+    """What axe-core finds, by its rule."""
+    page.evaluate(axe)
+    # What is drawn within a figure stands behind its one name, and there is very much of it.
+    found = page.evaluate("axe.run({exclude: [['figure svg > *']]})")["violations"]
+    return {
+        each["id"]: [node["html"] for node in each["nodes"]]
+        for each in found
+        if each["impact"] in impacts
+    }
+
+
+def sideways(page):
+    """By how much a page can be scrolled sideways, in pixels."""
+    return page.evaluate(
+        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )

@@ -183,3 +183,13 @@ def test_the_card_names_the_model_that_was_tuned(make_model, tokenizer, tokens, 
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"fine-tuned version of `{folder}`" in card
     assert "None" not in card.split("## Quick")[0].split("# Model Card")[1].split("\n", 2)[2]
+
+
+def test_a_trainer_that_was_put_into_trl_afterwards_is_refused(
+    make_model, rows, tokenizer, tokens, tmp_path, monkeypatch
+):
+    """As `import unsloth` does, which has to come first."""
+    str_trainer(make_model(), rows, tokenizer, tokens, tmp_path)  # the control
+    monkeypatch.setattr("trl.SFTTrainer", type("Replaced", (SFTTrainer,), {}))
+    with pytest.raises(InputError, match=r"Import that library first \(`import unsloth`\)"):
+        str_trainer(make_model(), rows, tokenizer, tokens, tmp_path)

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -62,6 +63,30 @@ def peak_memory() -> tuple[int, Literal["cuda", "process"]]:
         return on_gpus, "cuda"
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
+
+
+_CONTROL = re.compile(
+    # Sequences that steer a terminal: CSI; OSC and its like, if they end; others. One that does not
+    # end takes nothing with it, or it would swallow what we say after it.
+    r"\x1b\[[0-?]{0,64}[@-~]?"
+    r"|\x1b[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)"
+    r"|\x1b[@-~]?"
+    # What is left: other controls but tab and line feed, C1, marks that turn the direction of text.
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    r"""A text without what would steer the terminal that it is printed on.
+
+    Escape sequences go whole (colours, titles, links, cursor), and so do other control characters
+    and the marks that turn the direction of text; tabs and line feeds stay.
+
+    Example:
+        >>> printable("a\x1b[2Jb\x1b]0;title\x07c\rd\n")
+        'abcd\n'
+    """
+    return _CONTROL.sub("", text).encode(errors="replace").decode()
 
 
 def now() -> str:
@@ -134,13 +159,14 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing, is not JSON, or holds no object; names the place.
     """
-    path = Path(path)
+    path, a = Path(path), "an" if what[:1] in "aeiou" else "a"
     if not path.is_file():
         raise InputError(f"{path}: no such {what}. Check the path.")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a {what}: {error}. Write it again.") from error
+        reason = "nested too deeply to read" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not {a} {what}: {reason}. Write it again.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: a {what} holds a JSON object, got {type(value).__name__}.")
+        raise InputError(f"{path}: {a} {what} holds a JSON object, got {type(value).__name__}.")
     return value

@@ -86,6 +86,38 @@ def parse(kind: type[_T], value: Any, place: str, *, remedy: str, others: bool =
     raise InputError(f"{place}: {own.get(first['type'], words)}. {remedy}")
 
 
+_MOST_VALUES = 1_000_000
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values, never objects; its aliases may not grow without end.
+
+    Raises:
+        InputError: If it is not YAML in UTF-8, is nested too deeply, or stands for over a million
+            values; names the line where it can.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply to read" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not YAML: {reason}.") from error
+    left, rest = _MOST_VALUES, [value]
+    while rest:
+        each = rest.pop()
+        inner = each.values() if isinstance(each, Mapping) else each
+        rest.extend(inner if isinstance(each, Mapping | list) else ())
+        left -= 1
+        if left < 0:
+            raise InputError(f"{path}: stands for over {_MOST_VALUES} values. Shorten it.")
+    return value
+
+
 def packaged(kind: type[_T], package: str, name: str) -> _T:
     """A data file that we ship (TOML) by its type, as `parse` reads it.
 

@@ -5,17 +5,15 @@ tokens = mine_safety_tokens(model, tokenizer)
 STRTrainer(model, args=STRConfig(...), safety_tokens=tokens, train_dataset=...).train()
 """
 
-import contextlib
 import copy
 import functools
 import logging
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
@@ -35,7 +33,7 @@ from trl import (
 
 from .chat.cut_rows import tell_of_cut_rows
 from .chat.training_rows import mapped, prepared_row, settle_responses
-from .errors import InputError, MoorlineError
+from .errors import InputError
 from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
@@ -44,6 +42,7 @@ from .method.settings import (
     DEFAULT_WEIGHT,
     NO_ANCHORS,
     STRSettings,
+    named_as_written,
 )
 
 # What `commands` needs of trl, it takes from here.
@@ -182,19 +181,8 @@ class STRConfig(SFTConfig):
     def settings(self) -> STRSettings:
         """The `str_` settings, checked."""
         names = [each.name for each in fields(STRSettings)]
-        with _named_as_written():
+        with named_as_written():
             return STRSettings(**{name: getattr(self, f"str_{name}") for name in names})
-
-
-@contextlib.contextmanager
-def _named_as_written() -> Iterator[None]:
-    """Call the settings of the method, in errors, what the user wrote: `weight` is `str_weight`."""
-    names = "|".join([*(each.name for each in fields(STRSettings)), "reference_model"])
-    try:
-        yield
-    except MoorlineError as error:
-        text = re.sub(rf"`({names})`", r"`str_\1`", str(error))
-        raise type(error)(text) from error
 
 
 class STRTrainer(STRMixin, SFTTrainer):
@@ -241,6 +229,7 @@ class STRTrainer(STRMixin, SFTTrainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
+        _check_order_of_imports()
         args = STRConfig() if args is None else args
         if not isinstance(args, STRConfig):
             raise InputError(
@@ -256,7 +245,7 @@ class STRTrainer(STRMixin, SFTTrainer):
             safety_tokens = SafetyTokens.load(args.str_tokens)
         reference_model = args.str_reference_model if reference_model is None else reference_model
         if peft_config is not None:
-            with _named_as_written():
+            with named_as_written():
                 adapters.check_adapter(peft_config, reference_given=reference_model is not None)
         if args.learning_rate is None:
             adapted = peft_config is not None or hasattr(model, "peft_config")
@@ -271,7 +260,7 @@ class STRTrainer(STRMixin, SFTTrainer):
         aligned = None
         if peft_config is not None and isinstance(model, nn.Module):
             aligned = capture.probe(model, safety_tokens.tensor())
-        with _named_as_written():
+        with named_as_written():
             super().__init__(
                 model,
                 args,
@@ -332,6 +321,16 @@ class STRTrainer(STRMixin, SFTTrainer):
             named = text.replace("[None](https://huggingface.co/None)", f"`{base}`")
             named = named.replace('model="None"', f'model="{self.args.output_dir}"')
             card.write_text(named, encoding="utf-8")
+
+
+def _check_order_of_imports() -> None:
+    """Refuse a trainer that another library put into trl after ours was made from trl's."""
+    if trl.SFTTrainer is not SFTTrainer:
+        raise InputError(
+            f"`trl.SFTTrainer` was replaced by {trl.SFTTrainer.__module__} after moorline was "
+            "imported, so its kernels would not be used. Import that library first (`import "
+            "unsloth`), then moorline."
+        )
 
 
 def _precision(*, use_cpu: bool) -> tuple[bool, bool]:

@@ -158,7 +158,8 @@ def test_json_prints_one_object_and_nothing_else(flags):
     assert json.loads(result.stdout)["status"] == "finished"
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(flags, tmp_path):
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_stopped_run_resumes_to_the_same_weights(torn, flags, tmp_path):
     from safetensors.torch import load_file
 
     whole = {**flags, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -170,8 +171,12 @@ def test_a_stopped_run_resumes_to_the_same_weights(flags, tmp_path):
     for path in (tmp_path / "again").glob("checkpoint-4/*"):
         path.unlink()
     (tmp_path / "again" / "checkpoint-4").rmdir()
+    if torn:  # killed while it was written: it would not load, and used to be resumed from
+        (tmp_path / "again" / "checkpoint-4").mkdir()
+        (tmp_path / "again" / "checkpoint-4" / "adapter_config.json").write_text("{")
     result = tune(stopped, "--resume_from_checkpoint=true")
     assert result.exit_code == 0, result.output + repr(result.exception)
+    assert ("checkpoint-4 was not written to its end" in result.stderr) == torn
     first = load_file(tmp_path / "run" / "adapter_model.safetensors")
     second = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)

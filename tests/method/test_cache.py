@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -523,14 +524,19 @@ def test_an_unfinished_cache_is_not_opened(run, rows, tmp_path):
 def test_a_second_run_waits_for_the_first_to_build_their_cache(run, rows, tmp_path, caplog):
     folder = tmp_path / "cache" / "train"
     folder.mkdir(parents=True)
-    lock = FileLock(folder / ".cache.lock")
-    lock.acquire()
-    timer = threading.Timer(1.0, lock.release)
-    timer.start()
+    path, is_held = folder / ".cache.lock", threading.Event()
+
+    def hold():
+        with FileLock(path):
+            is_held.set()
+            time.sleep(1)
+
+    threading.Thread(target=hold).start()
+    is_held.wait()
     run(rows, "cached")
     assert "another run is building" in caplog.text
     caplog.clear()
-    with lock:  # of a finished cache nothing is locked
+    with FileLock(path):  # of a finished cache nothing is locked
         run(rows, "cached")
     assert "another run is building" not in caplog.text
 

@@ -1,10 +1,12 @@
 """The page: hostile answers are shown harmless and hidden, undefined rates as undefined."""
 
 import base64
+import csv
 import dataclasses
 import errno
 import functools
 import hashlib
+import io
 import json
 import math
 import re
@@ -37,6 +39,10 @@ def _digest(script):
 
 
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
+
+
+TABLE = "data:text/csv;charset=utf-8;base64,"
+"""What the link to the table begins with: a file within the page, which leads nowhere."""
 
 
 class Page(HTMLParser):
@@ -92,9 +98,9 @@ class Page(HTMLParser):
         ]
         for tag, attributes in self.tags:
             for name, value in attributes.items():
-                outside = name.split(":")[-1] in ("src", "href") and not (value or "").startswith(
-                    "#"
-                )
+                inside = ("#", TABLE) if "download" in attributes else ("#",)
+                outside = name.split(":")[-1] in ("src", "href")
+                outside = outside and not (value or "").startswith(inside)
                 style = "url(" in (value or "") and "url(#" not in (value or "")
                 if name.startswith("on") or outside or style or name == "srcset":
                     found.append(f"{tag} {name}={value}")
@@ -336,6 +342,35 @@ def test_an_undefined_rate_is_shown_as_undefined_and_never_as_zero():
     assert cells[at : at + 3] == ["undefined", "undefined", "n = 0"]
     assert cells.count("undefined") == 2
     assert "0.0 %" not in cells
+
+
+def _table(written):
+    (link,) = [of for tag, of in Page(written).tags if tag == "a" and "download" in of]
+    text = base64.b64decode(link["href"].removeprefix(TABLE)).decode()
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_every_number_can_be_taken_along_as_a_table():
+    runs = three_runs()
+    rows = _table(page_of(runs))
+    assert len(rows) == sum(len(run.measurements) for run in runs)
+    first = runs[0].measurements[0]
+    assert rows[0]["model"] == runs[0].name
+    assert float(rows[0]["value"]) == first.value
+    assert (float(rows[0]["low"]), int(rows[0]["num"])) == (first.low, first.num)
+
+
+def test_a_name_is_no_formula_in_the_table():
+    runs = [run_of("=HYPERLINK(0)"), run_of("plain")]
+    names = {row["model"] for row in _table(page_of(runs))}
+    assert names == {"'=HYPERLINK(0)", "plain"}
+
+
+def test_the_worst_case_has_its_interval(tmp_path):
+    written = page_of(read_runs([write_run(tmp_path / "held", success=0.2)]))
+    tile = written[written.index("<dt>at worst</dt>") :][:300]
+    assert "50.0 %" in tile
+    assert "44.0 to 56.0 %" in tile
 
 
 def test_what_one_model_lacks_is_shown_as_not_measured(tmp_path):
@@ -861,7 +896,7 @@ def test_the_page_shows_every_part(three):
     found = Page((three.output / "report.html").read_text(encoding="utf-8"))
     headings = [text for text, around in found.texts if around and around[-1][0] == "h2"]
     assert len(headings) == 3 + 14  # the questions, and the sections
-    links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
+    links = [of["href"] for tag, of in found.tags if tag == "a" and "download" not in of]
     ids = {attributes.get("id") for _, attributes in found.tags}
     assert all(link.removeprefix("#") in ids for link in links)
     assert found.places_of("4 of 6 gates passed")

@@ -3,12 +3,10 @@
 `make test-browser` gets Chromium and axe-core and leaves screenshots in `.browser/`.
 """
 
-import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from helpers import write_run, write_three
+from helpers import BROWSER, sideways, violations, write_run, write_three
 
 from moorline.report import Report, report
 from moorline.report.page import render
@@ -17,32 +15,7 @@ from moorline.report.verdict import findings, verdict
 
 pytestmark = pytest.mark.browser
 
-_BROWSER = Path(__file__).parents[2] / ".browser"
-_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 _ANSWER = "an answer that is hidden"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright; `make setup`")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium here; `make test-browser` gets it")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
-def axe():
-    path = _BROWSER / "axe.min.js"
-    if not path.is_file():
-        pytest.skip("no axe-core here; `make test-browser` gets it")
-    return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -64,51 +37,8 @@ def short(tmp_path_factory):
     return parent / "out" / "report.html"
 
 
-class Opened(NamedTuple):
-    """A page with what it did while it was opened."""
-
-    page: object
-    said: list[str]
-    """Errors and warnings of its console, and errors of its scripts."""
-
-    asked: list[str]
-    """Addresses that it asked for."""
-
-
-@pytest.fixture
-def open_page(browser):
-    """A function that opens a file in a fresh profile."""
-    contexts = []
-
-    def opening(path, *, width=1280, scheme="light", **settings):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, **settings
-        )
-        contexts.append(context)
-        opened = Opened(context.new_page(), [], [])
-        opened.page.on(
-            "console",
-            lambda each: each.type in ("error", "warning") and opened.said.append(each.text),
-        )
-        opened.page.on("pageerror", lambda error: opened.said.append(str(error)))
-        opened.page.on("request", lambda request: opened.asked.append(request.url))
-        opened.page.goto(path.as_uri())
-        return opened
-
-    yield opening
-    for context in contexts:
-        context.close()
-
-
 def _open_all(page):
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
-
-
-def _violations(page, axe):
-    page.evaluate(axe)
-    # What is drawn within a figure stands behind its one name, and there is very much of it.
-    found = page.evaluate("axe.run({exclude: [['figure svg > *']]})")["violations"]
-    return {each["id"]: [node["html"] for node in each["nodes"]] for each in found}
 
 
 @pytest.mark.parametrize("name", ["full", "short"])
@@ -130,8 +60,8 @@ def test_the_check_of_a_page_hears_and_sees(open_page, axe, tmp_path):
     opened = open_page(path, width=390)
     assert any("nothing is not defined" in each for each in opened.said)
     assert "https://example.invalid/x.png" in opened.asked
-    assert {"image-alt", "color-contrast"} <= _violations(opened.page, axe).keys()
-    assert _sideways(opened.page) > 0
+    assert {"image-alt", "color-contrast"} <= violations(opened.page, axe).keys()
+    assert sideways(opened.page) > 0
     assert opened.page.evaluate("window.harmed") == 1
 
 
@@ -193,26 +123,19 @@ def test_the_first_stop_of_the_keyboard_leads_past_the_head(full, open_page):
 @pytest.mark.parametrize("name", ["full", "short"])
 def test_axe_finds_nothing(name, width, scheme, open_page, axe, request):
     page = open_page(request.getfixturevalue(name), width=width, scheme=scheme).page
-    page.screenshot(path=_BROWSER / f"{name}-{width}-{scheme}.png", full_page=True)
-    assert _violations(page, axe) == {}
+    page.screenshot(path=BROWSER / f"{name}-{width}-{scheme}.png", full_page=True)
+    assert violations(page, axe) == {}
     _open_all(page)
-    assert _violations(page, axe) == {}
+    assert violations(page, axe) == {}
 
 
 @pytest.mark.parametrize("width", [390, 320])
 @pytest.mark.parametrize("name", ["full", "short"])
 def test_the_page_does_not_scroll_sideways_on_a_phone(name, width, open_page, request):
     page = open_page(request.getfixturevalue(name), width=width).page
-    assert _sideways(page) == 0
+    assert sideways(page) == 0
     _open_all(page)
-    assert _sideways(page) == 0
-
-
-def _sideways(page):
-    """By how much a page can be scrolled sideways, in pixels."""
-    return page.evaluate(
-        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    )
+    assert sideways(page) == 0
 
 
 @pytest.mark.parametrize("name", ["full", "short"])
@@ -252,6 +175,17 @@ def test_all_answers_are_found_by_their_words_and_hidden_until_asked(full, open_
     assert entries.first.locator("pre").inner_text() == _ANSWER
     page.get_by_label("words in prompt or answer").fill("nowhere to be found")
     assert entries.count() == 0
+    assert opened.said == []
+
+
+def test_the_table_is_a_file_to_keep(full, open_page):
+    opened = open_page(full)
+    with opened.page.expect_download() as told:
+        opened.page.get_by_role("link", name="Download every number").click()
+    assert told.value.suggested_filename == "measurements.csv"
+    text = Path(told.value.path()).read_text(encoding="utf-8")
+    assert text.startswith("model,suite,kind,condition,metric")
+    assert len(text.splitlines()) > 50
     assert opened.said == []
 
 
@@ -313,4 +247,4 @@ def test_hostile_words_are_shown_harmless(name, open_page, tmp_path):
     # innerText leaves out what is not seen
     assert opened.page.locator("details.example pre").first.inner_text() == shown(text)
     assert _outline(opened.page) == _outline(open_page(plain).page)
-    assert _sideways(opened.page) == 0
+    assert sideways(opened.page) == 0

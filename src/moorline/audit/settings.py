@@ -70,6 +70,8 @@ class AuditSettings:
     def __post_init__(self) -> None:
         check_sizes(max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         check_sizes(limit=1 if self.limit is None else self.limit)
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"`seed` must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
         metric_named(self.metric)
         if self.thinking not in THINKING:
             raise unknown_choice("thinking", self.thinking, THINKING)

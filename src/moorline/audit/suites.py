@@ -264,7 +264,12 @@ def _kind(format: Format, row: Row) -> Kind | None:
 def _prompt(format: Format, row: Row, kind: Kind, category: str, number: int) -> Prompt:
     text, context = _needed(format, row, format.prompt), _first(row, format.context)
     # Of a list of turns the first: the sets that have lists have one turn.
-    request = str(text[0] if isinstance(text, list) else text)
+    request = text[0] if isinstance(text, list) else text
+    for what, each in (("a prompt", request), ("its context", context)):
+        if not isinstance(each, str) and each is not None:
+            raise InputError(
+                f"{row.place}: {what} must be text, got {type(each).__name__} ({str(each)[:60]})."
+            )
     given, opener = row.values.get(format.id), row.values.get(format.opener)
     answer = row.values.get("answer") if format is OWN else None
     if kind == "task" and answer is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -112,15 +113,15 @@ class ChatModel:
         return frozenset(each for each in (*found, self.tokenizer.eos_token_id) if each is not None)
 
     def check_chat_template(self) -> None:
-        """Refuse a tokenizer that cannot render a prompt.
+        """Refuse a tokenizer that has nothing to render a prompt with.
 
         Raises:
             InputError: If there is no chat template.
         """
         if not self.tokenizer.chat_template:
             raise InputError(
-                "The tokenizer has no chat template, so a prompt cannot be put to the model. Load "
-                "the tokenizer of a chat model."
+                f"The tokenizer{self._of} has no chat template, so a prompt cannot be put to the "
+                "model. Load the tokenizer of a chat model."
             )
 
     def render(self, prompt: str, system_prompt: str | None = None, **template: Any) -> list[int]:
@@ -132,7 +133,7 @@ class ChatModel:
             **template: For the template itself, such as `enable_thinking`.
 
         Raises:
-            InputError: If there is no chat template.
+            InputError: If there is no chat template, or it fails.
         """
         return list(self._rendered(prompt, system_prompt, tokenize=True, **template))
 
@@ -160,13 +161,26 @@ class ChatModel:
     ) -> Any:
         self.check_chat_template()
         system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        return self.tokenizer.apply_chat_template(
-            [*system, {"role": "user", "content": prompt}],
-            add_generation_prompt=True,
-            tokenize=tokenize,
-            return_dict=False,
-            **template,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                tokenize=tokenize,
+                return_dict=False,
+                **template,
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"The chat template of the tokenizer{self._of} fails: {error}. Correct its "
+                "chat_template.jinja"
+                + (", or leave the system prompt out." if system_prompt is not None else ".")
+            ) from error
+
+    @property
+    def _of(self) -> str:
+        """Whose tokenizer it is, for messages; empty if unknown."""
+        name = getattr(self.tokenizer, "name_or_path", "")
+        return f" of {name}" if name else ""
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Any]:

@@ -1,42 +1,106 @@
 """Read models and tokenizers from folders and the hub, with errors that say what to do."""
 
+import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from ..errors import InputError, PrerequisiteError, unknown_choice
+from ..errors import InputError, MoorlineError, PrerequisiteError, unknown_choice
 from .chat_model import ChatModel
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 """Names of dtypes; `auto` is that of the stored weights."""
+
+_HUB_SECONDS = 5.0
+"""How long the hub may take to answer, before it counts as out of reach."""
 
 QUANTIZATIONS = ("4bit", "8bit")
 """Names of quantizations, all by bitsandbytes."""
 
 
 def check_model_folder(name: str) -> None:
-    """Refuse a local model folder that lacks what a model needs; hub ids are left alone.
+    """Refuse a local model folder that lacks what a model needs, and a name that is neither.
+
+    What is no folder is a hub id, if that: where it is not in the hub's cache, and the hub cannot
+    be reached within seconds or does not know it, that is said at once. The hub's own client tries
+    again and again for half a minute.
 
     Raises:
-        InputError: If the folder is missing, or has no configuration or no weights.
+        InputError: If the folder is missing, or has no configuration or no weights; or a name
+            without "/" is no folder, and no model of the hub as far as can be told.
+        PrerequisiteError: If the hub cannot be reached.
     """
+    if not name.strip():
+        raise InputError("The name of the model is empty. Give its folder or hub id.")
     folder = Path(name).expanduser()
     if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise InputError(f"{name}: no such model folder. Check the path.")
+        _check_on_hub(name)
         return
+    if not folder.is_dir():
+        raise InputError(f"{name}: a file, but a model is a folder. Give the folder of a model.")
     if not (folder / "config.json").is_file():
         raise InputError(f"{name}: no config.json in the model folder. Give the folder of a model.")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise InputError(
             f"{name}: no weights (*.safetensors or *.bin) in the model folder. Download it whole."
         )
+
+
+def check_adapter_folder(folder: str | Path) -> None:
+    """Refuse a folder that holds no PEFT adapter.
+
+    Raises:
+        InputError: If it has no configuration or no weights of an adapter.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: no adapter_config.json (`adapter`). Give a PEFT folder.")
+    if not any((folder / f"adapter_model.{each}").is_file() for each in ("safetensors", "bin")):
+        raise InputError(
+            f"{folder}: no weights of the adapter (adapter_model.safetensors). Download it whole."
+        )
+
+
+@functools.cache
+def _check_on_hub(name: str) -> None:
+    """Ask the hub once whether it has a model; nothing where it is cached or we are offline."""
+    cached = isinstance(try_to_load_from_cache(name, "config.json"), str)
+    if cached or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except HfHubHTTPError as error:
+        if getattr(error.response, "status_code", 0) >= 500:
+            raise _unreachable(name, error) from error
+        return  # unknown, private or gated: the loader says which
+    except HFValidationError:
+        return
+    except Exception as error:  # whatever its client raises: it has had several HTTP libraries
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> MoorlineError:
+    reason = _first_line(error)
+    if "/" in name and not Path(name).parent.is_dir():
+        return PrerequisiteError(
+            f"{name}: no such folder, and the hub cannot be reached to look for it there "
+            f"({reason}). Check the path or the network."
+        )
+    return InputError(
+        f"{name}: no such folder. If it is a hub id, it needs the network, and the hub cannot be "
+        f"reached ({reason}). Check the path or the network."
+    )
 
 
 def load(kind: Any, name: str, **kwargs: Any) -> Any:
@@ -123,8 +187,8 @@ def load_chat_model(
     if dtype is not None and dtype not in DTYPES:
         raise unknown_choice("dtype", dtype, DTYPES)
     check_model_folder(name)
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise InputError(f"{adapter}: no adapter_config.json (`adapter`). Give a PEFT folder.")
+    if adapter is not None:
+        check_adapter_folder(adapter)
     remote = {"revision": revision, "trust_remote_code": trust_remote_code}
     cuda = torch.cuda.is_available()
     settings = {"dtype": dtype or ("auto" if cuda else "float32"), "device_map": device_map}

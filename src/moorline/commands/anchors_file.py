@@ -19,7 +19,12 @@ def read_anchors(folder: str | Path) -> list[str]:
     path = Path(folder) / ANCHORS
     if not path.is_file() and path.parent.name.startswith("checkpoint-"):
         path = path.parent.parent / ANCHORS
-    return [str(row.values["prompt"]) for row in rows_of(path)] if path.is_file() else []
+    found = []
+    for row in rows_of(path) if path.is_file() else ():
+        if "prompt" not in row.values:
+            raise row.lacks("prompt", "`moorline tune` writes one in every row: tune again.")
+        found.append(str(row.values["prompt"]))
+    return found
 
 
 def write_anchors(folder: Path, anchors: Anchors | None, earlier: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from transformers import AutoConfig, AutoTokenizer
 
 from .. import embedded
-from ..audit.answering import check_folder
 from ..audit.comparing import compare
 from ..audit.drift import drift_of
 from ..audit.engines import VLLM
@@ -25,7 +24,13 @@ from ..audit.settings import AuditSettings
 from ..audit.statistics import Mean, mean_interval
 from ..audit.suites import Suite, builtin_suites, read_suites
 from ..chat.chat_model import ChatModel
-from ..chat.loading import DTYPES, check_model_folder, load, load_chat_model
+from ..chat.loading import (
+    DTYPES,
+    check_adapter_folder,
+    check_model_folder,
+    load,
+    load_chat_model,
+)
 from ..errors import InputError, unknown_choice
 from ..method import capture
 from ..method.adapters import adapter_layers, adapters_off
@@ -39,6 +44,7 @@ from .audit_endpoint import audit_served, plan_of
 from .audit_options import Asked, Progress
 from .default_suites import default_suites
 from .lineage import TOKENS, lineage_of
+from .run_file import locked
 
 BACKENDS = ("transformers", "vllm")
 """What can answer."""
@@ -104,7 +110,23 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
     if asked.against:
         other = _source(asked.against, None)
         _check(other, of_other)
-    check_folder(output)
+    with locked(output, what="audit", setting="output"):
+        return _audited(asked, settings, loading, suites, rows, source, other, say, began)
+
+
+def _audited(
+    asked: Asked,
+    settings: AuditSettings,
+    loading: Loading,
+    suites: Sequence[Suite],
+    rows: Sequence[Any],
+    source: _Source,
+    other: _Source | None,
+    say: Progress,
+    began: float,
+) -> Mapping[str, Any]:
+    """What `run_audit` does once all that was asked for is there."""
+    output, of_other = asked.output, loading._replace(revision=None)
 
     def answered(chat: ChatModel, of: _Source, adapter: Path | None, folder: Path) -> Audit:
         return audit(
@@ -154,17 +176,17 @@ def _of_endpoint(
     if asked.against:
         other = _source(asked.against, None)
         _check(other, loading)
-    check_folder(asked.output)
-    result, comparisons = audit_served(asked, suites, settings, say), ()
-    if other:
-        folder, chat = asked.output / "against", _loaded(other, loading, say)
-        label = f"audit {Path(other.name).name}"
-        beside = audit(
-            chat, suites, settings, name=other.name, folder=folder, progress=partial(say, label)
-        )
-        beside.save(folder, loading=loading._asdict())
-        comparisons = compare(beside, result)
-    return _saved(asked, result, {"endpoint": asked.endpoint}, began, comparisons)
+    with locked(asked.output, what="audit", setting="output"):
+        result, comparisons = audit_served(asked, suites, settings, say), ()
+        if other:
+            folder, chat = asked.output / "against", _loaded(other, loading, say)
+            label = f"audit {Path(other.name).name}"
+            beside = audit(
+                chat, suites, settings, name=other.name, folder=folder, progress=partial(say, label)
+            )
+            beside.save(folder, loading=loading._asdict())
+            comparisons = compare(beside, result)
+        return _saved(asked, result, {"endpoint": asked.endpoint}, began, comparisons)
 
 
 def _saved(
@@ -222,8 +244,7 @@ def _source(name: str, adapter: str | Path | None) -> _Source:
     chosen = start.adapter if adapter is None else str(adapter)
     if chosen is None:
         return _Source(name, start.model, None, start.model)
-    if not (Path(chosen) / "adapter_config.json").is_file():
-        raise InputError(f"{chosen}: no adapter_config.json (`adapter`). Give a PEFT folder.")
+    check_adapter_folder(chosen)
     own = (Path(chosen) / "tokenizer_config.json").is_file()
     return _Source(name, start.model, chosen, chosen if own else start.model)
 
@@ -237,7 +258,7 @@ def _check(source: _Source, loading: Loading) -> Any:
     load(AutoConfig, source.model, revision=loading.revision, **remote)
     revision = loading.revision if source.tokenizer == source.model else None
     tokenizer = load(AutoTokenizer, source.tokenizer, revision=revision, **remote)
-    ChatModel(None, tokenizer).check_chat_template()
+    ChatModel(None, tokenizer).render("Hello!")
     return tokenizer
 
 

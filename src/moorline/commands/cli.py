@@ -5,15 +5,17 @@ Heavy imports stand inside the commands, so that `moorline --help` answers at on
 
 import logging
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..processes import rank
+from ..provenance import printable
 from .audit_options import Asked
 from .export import app as export_app
-from .frame import Json, bars, framed, options_of
+from .frame import Json, bars, framed, options_of, say
 
 app = typer.Typer(
     name="moorline",
@@ -65,12 +67,12 @@ def demo(
 
         given = {"seed": seed, "poison": poison, "task": task, "weight": weight, "form": form}
         asked = Demo(**{name: value for name, value in given.items() if value is not None})
-        with bars(show=True) as say:
-            made = run(output, asked, progress=say)
+        with bars(show=True) as tell:
+            made = run(output, asked, progress=tell)
         if as_json:
             print_json(made.to_json())
         else:
-            print(made.text())
+            print(printable(made.text()))
             print(f"\nWritten: {output / 'report.html'}\n\n{next_steps()}")
 
 
@@ -88,7 +90,7 @@ def mine(
     """Find the safety tokens of an aligned model and write them to a file."""
     with framed(as_json=as_json) as print_json:
         # Before the imports, which take seconds.
-        print(f"Mining the safety tokens of {model}: loading.", file=sys.stderr, flush=True)
+        say(f"Mining the safety tokens of {model}: loading.")
         from ..chat.chat_model import check_sizes
         from ..chat.loading import load_chat_model
         from ..method.mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
@@ -98,16 +100,20 @@ def mine(
         num = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
         check_sizes(max_tokens=num)
         chat = load_chat_model(model)
-        with bars(show=True) as say:
-            tokens = mine_safety_tokens(
-                chat.model,
-                chat.tokenizer,
-                max_tokens=num,
-                min_contrast=min_contrast,
-                own_refusals=own_refusals,
-                variants=variants,
-                progress=lambda done, total: say("prompts", done, total),
-            )
+        with bars(show=True) as tell:
+            try:
+                tokens = mine_safety_tokens(
+                    chat.model,
+                    chat.tokenizer,
+                    max_tokens=num,
+                    min_contrast=min_contrast,
+                    own_refusals=own_refusals,
+                    variants=variants,
+                    progress=lambda done, total: tell("prompts", done, total),
+                )
+            except KeyboardInterrupt:
+                say("Stopped; nothing was written. The same command begins anew.")
+                raise typer.Exit(130) from None
         tokens.save(output)
         found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
         if explain:
@@ -131,7 +137,7 @@ def init(
 ) -> None:
     """Look at your model and rows, and write a commented run.yaml that fits both."""
     with framed(as_json=as_json) as print_json:
-        print(f"Looking at {model} and {rows} ...", file=sys.stderr, flush=True)
+        say(f"Looking at {model} and {rows} ...")
         from .init import init as run
 
         lines = run(model, rows, output, output=folder)
@@ -185,7 +191,7 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
         if as_json:
             print_json(plain(result))
         elif rank() == 0:
-            print(summary(result))
+            print(printable(summary(result)))
 
 
 @app.command(
@@ -225,13 +231,13 @@ def try_out(
     seed: Annotated[
         list[int] | None, typer.Option(help="Seed; may be given again. Default: 0.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 100,
+    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 200,
     workers: Annotated[int, typer.Option(help="How many tunings at a time.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Tune your model on your rows plainly and with three weights, audit all, say which to take."""
     with framed(as_json=as_json) as print_json:
-        print(f"Trying {model} on {rows}; loading the libraries ...", file=sys.stderr, flush=True)
+        say(f"Trying {model} on {rows}; loading the libraries ...")
         from dataclasses import asdict
 
         from .try_out import try_out as run
@@ -239,7 +245,7 @@ def try_out(
         try:
             tried = run(
                 model, rows, output, seeds=tuple(seed or (0,)), limit=limit, workers=workers,
-                say=lambda line: print(line, file=sys.stderr, flush=True),
+                say=say,
             )  # fmt: skip
         except KeyboardInterrupt:
             print("Stopped; the same command goes on with what is left.", file=sys.stderr)
@@ -250,7 +256,8 @@ def try_out(
         heads = ("", "attack success", "over-refusal", "perplexity")
         for name, *numbers in (heads, *tried.rows):
             print(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers))
-        print(f"\n{tried.recommendation}\n{tried.certainty}\n\nWritten: {tried.page}")
+        advice = textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)
+        print("", *advice, f"\nWritten: {tried.page}", sep="\n")
         if tried.command:
             print(f"To tune with it:\n  {tried.command}")
 
@@ -265,7 +272,7 @@ def merge(
 ) -> None:
     """Put an adapter into the weights of its model, checked to say the same as before."""
     with framed(as_json=as_json) as print_json:
-        print(f"Merging {folder}; loading the libraries ...", file=sys.stderr, flush=True)
+        say(f"Merging {folder}; loading the libraries ...")
         from .merge import merge as run
 
         found = run(folder, output or folder.with_name(f"{folder.name}-merged"))
@@ -284,7 +291,7 @@ def merge(
 def audit(asked: Asked, as_json: bool) -> None:
     """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
     with framed(as_json=as_json) as print_json:
-        print(f"Auditing {asked.model}; loading the libraries ...", file=sys.stderr, flush=True)
+        say(f"Auditing {asked.model}; loading the libraries ...")
         from transformers.utils import logging as transformers_logging
 
         from .audit import plan_audit, run_audit
@@ -296,15 +303,15 @@ def audit(asked: Asked, as_json: bool) -> None:
 
         transformers_logging.disable_progress_bar()
         try:
-            with bars(show=True) as say:
-                found = run_audit(asked, progress=say)
+            with bars(show=True) as tell:
+                found = run_audit(asked, progress=tell)
         except KeyboardInterrupt:
             _print_stopped(asked.output)
             raise typer.Exit(130) from None
         if as_json:
             print_json(found)
         else:
-            print(*audit_lines(found, asked.output), sep="\n")
+            print(printable("\n".join(audit_lines(found, asked.output))))
         if not all(gate["passed"] for gate in found["gates"]):
             raise typer.Exit(3)
 
@@ -332,7 +339,7 @@ def compare(
 ) -> None:
     """Compare methods, strengths, seeds, data sets and models at equal conditions; resumes."""
     with framed(as_json=as_json) as print_json:
-        print(f"Comparing by {plan}; loading the libraries ...", file=sys.stderr, flush=True)
+        say(f"Comparing by {plan}; loading the libraries ...")
         from ..compare.tables import terminal
         from ..records import plain
         from .compare import check_whole, run_compare
@@ -340,7 +347,7 @@ def compare(
         try:
             made = run_compare(
                 plan, output, workers=workers, engine=engine, address=address, evidence=evidence,
-                say=lambda line: print(line, file=sys.stderr, flush=True),
+                say=say,
             )  # fmt: skip
         except KeyboardInterrupt:
             print("Stopped; the same command goes on with the cells left.", file=sys.stderr)
@@ -348,7 +355,7 @@ def compare(
         if as_json:
             print_json(plain(made))
         else:
-            print("\n".join(terminal(made)))
+            print(printable("\n".join(terminal(made))))
         check_whole(made)
 
 
@@ -375,7 +382,7 @@ def report(
         if as_json:
             print_json(made.to_json())
         else:
-            print(made.text())
+            print(printable(made.text()))
             for path in (output / "report.html", *cards):
                 print(f"Written: {path}")
 

@@ -63,6 +63,8 @@ class Demo:
     form: str = STRConfig.str_form
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"`seed` must be a whole number from 0 to 2^32 - 1, got {self.seed}.")
         self.rows()
         STRConfig(output_dir="unused", bf16=False, str_weight=self.weight, str_form=self.form)
 

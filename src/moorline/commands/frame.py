@@ -1,5 +1,6 @@
 """What every command stands in: its errors in one line, its progress, its JSON, its options."""
 
+import errno
 import json
 import logging
 import sys
@@ -14,10 +15,34 @@ import typer.core
 
 from ..errors import MoorlineError
 from ..processes import rank
+from ..provenance import printable
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
 ]
+
+
+_OF_THE_USER = (
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
+    errno.EDQUOT,
+)  # fmt: skip
+
+
+class _Printable(logging.Formatter):
+    """Log lines without what would steer the terminal: they quote names and rows from outside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def say(text: str) -> None:
+    """Print a line on stderr at once, without what would steer the terminal."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _say_error(text: str) -> None:
+    begins = "error: " if rank() == 0 else f"error (process {rank()}): "
+    say(begins + " ".join(text.split()))
 
 
 @contextmanager
@@ -31,6 +56,7 @@ def framed(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
     stdout = sys.stdout
     # What was chosen and why, as it is chosen.
     log, told = logging.getLogger("moorline"), logging.StreamHandler(sys.stderr)
+    told.setFormatter(_Printable())
     level, first = log.level, rank() == 0
     told.setLevel(logging.INFO if first else logging.CRITICAL)
     log.addHandler(told)
@@ -39,8 +65,13 @@ def framed(*, as_json: bool) -> Iterator[Callable[[Any], None]]:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
             yield lambda value: print(json.dumps(value), file=stdout) if first else None
     except MoorlineError as error:
-        begins = "error: " if first else f"error (process {rank()}): "
-        print(begins + " ".join(str(error).split()), file=sys.stderr)
+        _say_error(str(error))
+        raise typer.Exit(2) from None
+    except OSError as error:  # of a path or a disk, wherever it was met
+        if error.errno not in _OF_THE_USER:
+            raise
+        place = str(error.filename or "")[:200]
+        _say_error(f"{place}: {error.strerror}. Give another path, or make room.")
         raise typer.Exit(2) from None
     finally:
         log.removeHandler(told)
@@ -62,7 +93,7 @@ def bars(show: bool) -> Iterator[Any]:
     )
 
     columns = (
-        TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description:<14}", markup=False), BarColumn(), MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     shown = Progress(*columns, console=Console(stderr=True), disable=not show)
@@ -70,7 +101,7 @@ def bars(show: bool) -> Iterator[Any]:
 
     def say(what: str, done: int, total: int) -> None:
         if what not in known:
-            known[what] = shown.add_task(what, total=total)
+            known[what] = shown.add_task(printable(what), total=total)
         shown.update(known[what], completed=done, total=total)
 
     with shown:

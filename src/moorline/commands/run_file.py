@@ -1,4 +1,4 @@
-"""The record of a tuning, `run.json`, and the lock that keeps a second one out of its folder."""
+"""The record of a tuning, `run.json`, and the lock that keeps a second run out of a folder."""
 
 import os
 import socket
@@ -13,12 +13,12 @@ from filelock import FileLock, Timeout
 
 from .. import records
 from ..errors import InputError, PrerequisiteError
+from ..method.checkpoint import whole_checkpoints
 from ..processes import rank
 from .refused_rows import RefusedRows
 
 RUN = "run.json"
 TOKENS = "safety_tokens.json"
-_LOCK = ".tuning.lock"
 _REMEDY = (
     "Restore the file, or tune again, or give the model itself and its aligned model as "
     "`str_reference_model`."
@@ -141,7 +141,9 @@ def check_free(
             f"`output_dir` {output} holds another run (started {other.started}; different: "
             f"{', '.join(changed[:5]) or 'the data'}). Give another folder."
         )
-    stopped_early = other.status != "finished" and not any(output.glob("checkpoint-*"))
+    stopped_early = other.status != "finished" and not whole_checkpoints(
+        output, with_state=settings.get("str_budget") is not None
+    )
     if not resumes and not stopped_early:
         raise InputError(
             f"`output_dir` {output} holds this run already ({other.status}). Resume it with "
@@ -169,19 +171,24 @@ def is_idle(name: str) -> bool:
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Keep other tunings out of a folder while one runs in it; makes the folder.
+def locked(output: Path, *, what: str = "tuning", setting: str = "output_dir") -> Iterator[None]:
+    """Keep others of one kind out of a folder while one runs in it; makes the folder.
+
+    Args:
+        output: The folder.
+        what: What runs in it: a tuning, or an audit, which may go beside a tuning's files.
+        setting: What the folder is called in messages.
 
     Raises:
-        InputError: If another tuning runs in it, or the path is a file.
+        InputError: If another one runs in it, or the path is a file.
         PrerequisiteError: If the folder cannot be made or written.
     """
     if rank() > 0:  # the first process locks for all
         yield
         return
     if output.exists() and not output.is_dir():
-        raise InputError(f"`output_dir` {output} is a file. Give a folder.")
-    new, path = not output.exists(), output / _LOCK
+        raise InputError(f"`{setting}` {output} is a file. Give a folder.")
+    new, path = not output.exists(), output / f".{what}.lock"
     lock = FileLock(path)  # the system frees it when its process ends, however that ends
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -191,12 +198,12 @@ def locked(output: Path) -> Iterator[None]:
         owner = path.read_text(encoding="utf-8").split() if path.is_file() else []
         named = f"process {owner[0]} on {owner[1]}" if len(owner) > 1 else "unknown process"
         raise InputError(
-            f"`output_dir` {output}: another tuning runs in it ({named}). Give another folder, or "
+            f"`{setting}` {output}: another {what} runs in it ({named}). Give another folder, or "
             "wait for it to end."
         ) from error
     except OSError as error:
         raise PrerequisiteError(
-            f"`output_dir` {output} cannot be written ({error.strerror}). Give another folder."
+            f"`{setting}` {output} cannot be written ({error.strerror}). Give another folder."
         ) from error
     try:
         yield

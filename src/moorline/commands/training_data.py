@@ -126,7 +126,15 @@ def _features(name: str, first: Mapping[str, Any]) -> datasets.Features | None:
 
 
 def _checked_rows(path: str, shape: tuple[str, ...], digest: str) -> Iterator[Mapping[str, Any]]:
+    first: type | None = None
     for row in rows_of(path):
+        kind = type(row.values.get(shape[0]))
+        if shape[0] == "prompt" and first is not None and kind is not first:
+            raise InputError(
+                f"{row.place}: 'prompt' is a {kind.__name__}, and a {first.__name__} in the first "
+                "row. Give texts in all rows, or lists of messages in all."
+            )
+        first = kind
         yield _checked(row, tuple(shape))
 
 

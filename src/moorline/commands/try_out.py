@@ -53,7 +53,7 @@ class Tried:
 
 
 def try_out(
-    model: str, rows: str, output: Path, *, seeds: Sequence[int] = (0,), limit: int = 100,
+    model: str, rows: str, output: Path, *, seeds: Sequence[int] = (0,), limit: int = 200,
     workers: int = 1, say: Say = print,
 ) -> Tried:  # fmt: skip
     """Tune plainly and with three weights at equal settings, audit all, and say which to take.
@@ -210,7 +210,7 @@ def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
         return f"Take {chosen}: it keeps the refusals and learns the task.", why
     if held.word == "open":
         return (
-            f"Take {chosen} if you must; that it keeps the refusals is not shown.",
+            f"{chosen.capitalize()} looks best; that it keeps the refusals is not shown.",
             f"{why} More prompts (--limit) or seeds (--seed) would tell.",
         )
     return (

@@ -6,6 +6,7 @@ In order: settings, output folder, data, model, safety tokens, training, files.
 """
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,13 +24,16 @@ from transformers import (
 )
 
 from ..chat.chat_model import ChatModel
-from ..chat.loading import check_model_folder, load
+from ..chat.loading import check_adapter_folder, check_model_folder, load
 from ..errors import InputError
 from ..exports.trackers import log_files
 from ..method.adapters import weights_fingerprint
+from ..method.anchors import anchor_prompts
+from ..method.checkpoint import whole_checkpoints
 from ..method.head import check_whole
 from ..method.mining import mine_safety_tokens
 from ..method.safety_tokens import SafetyTokens
+from ..method.settings import AUTO_ANCHORS, NO_ANCHORS
 from ..processes import from_first
 from ..provenance import (
     as_json,
@@ -71,17 +75,34 @@ def tune(arguments: Sequence[str]) -> Run:
     with quiet():
         settings = parse(arguments)
     training, output = settings.training, Path(settings.training.output_dir)
+    if training.hub_token is not None:  # or the host writes it into training_args.bin
+        os.environ["HF_TOKEN"], training.hub_token = training.hub_token, None
     lineage = lineage_of(settings.model.model_name_or_path)
     check_model_folder(lineage.model)
+    if lineage.adapter is not None:
+        check_adapter_folder(lineage.adapter)
     if training.str_reference_model is not None:
         check_model_folder(training.str_reference_model)
-    training.resume_from_checkpoint = _checkpoint(training.resume_from_checkpoint, output)
+    if training.str_tokens is not None:
+        SafetyTokens.load(training.str_tokens)
+    if training.str_anchors not in (NO_ANCHORS, AUTO_ANCHORS):
+        anchor_prompts(training.str_anchors)
+    training.resume_from_checkpoint = _checkpoint(
+        training.resume_from_checkpoint, output, with_state=training.str_budget is not None
+    )
     plain = settings.plain()
     known_as = _fingerprint(settings, plain)
     with locked(output), quiet():
         resumes = bool(training.resume_from_checkpoint)
         check_free(output, plain, known_as, resumes=resumes)
-        trainer, run = prepared(settings, lineage, known_as)
+        try:
+            trainer, run = prepared(settings, lineage, known_as)
+        except KeyboardInterrupt:
+            _log.warning(
+                "Stopped before training. The same command begins anew; what a reference cache "
+                "holds already is not computed again."
+            )
+            raise
         return _trained(trainer, replace(run, settings=settings.plain()), output)
 
 
@@ -209,7 +230,7 @@ def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) ->
         stopped.write(output)
     except OSError:
         _log.warning("run.json could not be written, and still says 'running'.")
-    kept = sorted(output.glob("checkpoint-*"), key=lambda each: each.stat().st_mtime)
+    kept = whole_checkpoints(output, with_state=trainer.regularizer.strength.is_found)
     if kept:
         _log.warning(
             "Stopped at step %d. %s is kept; resume with the same command and "
@@ -307,15 +328,15 @@ def _load_model(name: str, settings: Settings) -> Any:
     return load(AutoModelForCausalLM, name, **{**named, **remote, **settled})
 
 
-def _checkpoint(given: Any, output: Path) -> str | bool | None:
+def _checkpoint(given: Any, output: Path, *, with_state: bool) -> str | bool | None:
     """`--resume_from_checkpoint`: a folder, or yes for the newest one in the output folder."""
     if given in (None, False, "", "false", "False"):
         return None
     if given in (True, "true", "True", "last"):
-        if not any(output.glob("checkpoint-*")):
+        if not whole_checkpoints(output, with_state=with_state):
             raise InputError(
-                f"`resume_from_checkpoint` is set but {output} holds no checkpoint. Leave it out "
-                "to begin anew."
+                f"`resume_from_checkpoint` is set but {output} holds no whole checkpoint. Leave it "
+                "out to begin anew."
             )
         return True
     if not Path(given).is_dir():

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import yaml
-
 from ..errors import InputError, unknown_choice
+from ..records import read_yaml
 
 HELP = """\
 Usage: moorline tune --config FILE.yaml [--NAME VALUE ...]
@@ -84,14 +83,22 @@ class Settings(NamedTuple):
         found = {}
         for each in (self.script, self.training, self.model, self.mixture, self.method):
             values = each.to_dict() if hasattr(each, "to_dict") else dataclasses.asdict(each)
-            found |= {
-                key: value
-                for key, value in values.items()
-                if "token" not in key or key.startswith("str_")
-            }
+            found |= _without_secrets(values)
         return {
             key: found[key] if is_plain(found[key]) else str(found[key]) for key in sorted(found)
         }
+
+
+# What a name of a setting holds where its value is a secret: `hub_token`, also within a mapping.
+_SECRET = ("token", "password", "secret", "api_key", "credential")
+
+
+def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_secrets(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if str(key).startswith("str_") or not any(each in str(key).lower() for each in _SECRET)
+    }
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -118,7 +125,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         at = arguments.index("--config")
         if at + 1 >= len(arguments):
             fail("--config needs a file")
-        given |= _keys(arguments[at + 1], known)
+        given |= read_keys(arguments[at + 1], known)
     try:
         *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except InputError:
@@ -147,24 +154,23 @@ def _check(settings: Settings) -> None:
     lora = sorted(
         name for name in settings.given if name.startswith(("lora_", "use_dora", "use_rslora"))
     )
-    if lora and "use_peft" not in settings.given:
+    if lora and not settings.model.use_peft:
         raise InputError(
             f"`{lora[0]}` is set but `use_peft` is not, so every weight would be trained. Add "
             f"--use_peft, or leave `{lora[0]}` out."
         )
 
 
-def _keys(config: str, known: set[str]) -> set[str]:
-    """The keys of a YAML file, each a known one."""
+def read_keys(config: str, known: set[str]) -> set[str]:
+    """The keys of a YAML file.
+
+    Raises:
+        InputError: If it is missing, is not YAML, holds no keys, or one that is not known.
+    """
     path = Path(config)
     if not path.is_file():
         raise InputError(f"{path}: no such settings file (`--config`). Check the path.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a settings file holds keys and values, one on each line.")
     for key in values:

@@ -158,13 +158,17 @@ def _locked(output: Path) -> Iterator[None]:
     """Keep other comparisons out of a folder; the system opens the lock when we are gone."""
     if output.exists() and not output.is_dir():
         raise InputError(f"`output` {output} is a file. Give a folder.")
-    output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / ".lock")
     try:
+        output.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise InputError(
             f"`output` {output}: another comparison runs in it. Give another folder, or wait."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"`output` {output} cannot be written ({error.strerror}). Give another folder."
         ) from error
     try:
         yield

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ..audit.metrics import metric as metric_named
 from ..audit.settings import AuditSettings
 from ..baselines import method_named
 from ..errors import InputError
-from ..records import parse
+from ..records import parse, read_yaml
 from ..tables import is_table
 
 ALIGNED = "aligned"
@@ -270,12 +268,7 @@ def read_plan(path: str | Path) -> Plan:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such plan. Check the path.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a plan holds keys and values. {_REMEDY}")
     plan = parse(Plan, values, str(path), remedy=_REMEDY)

@@ -94,7 +94,11 @@ class Manifest:
         Raises:
             InputError: If it is missing or damaged.
         """
-        return records.read(cls, folder / MANIFEST, "reference cache", remedy=REMEDY)
+        found = records.read(cls, folder / MANIFEST, "reference cache", remedy=REMEDY)
+        for name in found.shards:
+            if Path(name).name != name or name in ("", "..", "."):
+                raise InputError(f"{folder / MANIFEST}: shard {name!r} is no file name. {REMEDY}")
+        return found
 
 
 def content_of(parts: Mapping[str, str], dtype: str) -> str:

@@ -1,10 +1,11 @@
-"""What the method keeps in a trainer's checkpoint: the state of its controllers."""
+"""What the method keeps in a trainer's checkpoint, and which checkpoints are whole."""
 
+import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import InputError
 from ..provenance import read_json, write_json
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
     from .regularizer import Regularizer
 
+_log = logging.getLogger(__name__)
+
+# The last file that the host writes into a checkpoint.
+_LAST = "trainer_state.json"
 STATE = "moorline_state.json"
 """The file in a checkpoint."""
 
@@ -35,23 +40,69 @@ class Settling(TrainerCallback):
             write_json(folder / STATE, self._regularizer.strength.state())
 
 
-def load_state(regularizer: "Regularizer", checkpoint: Any, output_dir: str | None) -> None:
+def whole_checkpoints(output: str | Path, *, with_state: bool = False) -> list[Path]:
+    """The checkpoints in a folder that were written to their end, the newest last.
+
+    A run that is killed while it writes one leaves a torn one, which would not load.
+
+    Args:
+        output: The output folder of a run.
+        with_state: Whether the run has a budget, so that its state belongs to a checkpoint.
+    """
+    found = {
+        int(path.name.partition("-")[2]): path
+        for path in Path(output).glob("checkpoint-*")
+        if path.name.partition("-")[2].isdigit() and _is_whole(path, with_state)
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def _is_whole(folder: Path, with_state: bool) -> bool:
+    try:
+        json.loads((folder / _LAST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return not with_state or (folder / STATE).is_file()
+
+
+def resumed(checkpoint: Any, output: str | None, *, with_state: bool) -> Any:
+    """What a host is to resume from: of `True` the newest checkpoint that is whole.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if checkpoint is not True:
+        return checkpoint
+    whole = whole_checkpoints(output or ".", with_state=with_state)
+    if not whole:
+        raise InputError(
+            f"`resume_from_checkpoint` is set but {output} holds no whole checkpoint. Leave it out "
+            "to begin anew."
+        )
+    newest = int(whole[-1].name.partition("-")[2])
+    torn = [
+        path.name
+        for path in sorted(Path(output or ".").glob("checkpoint-*"))
+        if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) > newest
+    ]
+    if torn:
+        _log.warning("%s was not written to its end, and is passed over.", ", ".join(torn))
+    return str(whole[-1])
+
+
+def load_state(regularizer: "Regularizer", checkpoint: Any) -> None:
     """Give a regularizer the state that a checkpoint holds; nothing without a checkpoint.
 
     Args:
         regularizer: Of the training that is resumed.
-        checkpoint: As the host's `train` takes it: a folder, True for the newest, or nothing.
-        output_dir: Where the newest is.
+        checkpoint: As `resumed` gives it.
 
     Raises:
         InputError: If the checkpoint lacks a state that this run needs, or has another's.
     """
-    if not checkpoint:
+    if not checkpoint or not regularizer.strength.is_found:
         return
-    folder = get_last_checkpoint(output_dir or ".") if checkpoint is True else str(checkpoint)
-    if folder is None or not regularizer.strength.is_found:
-        return
-    path = Path(folder, STATE)
+    path = Path(str(checkpoint), STATE)
     if not path.is_file():
         raise InputError(
             f"{path} is missing, so the weight that `budget` had found is lost. Resume from a "

@@ -7,7 +7,6 @@ learned, a drift that is no number. After it: a task that was not learned.
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..chat.chat_model import ChatModel, evaluating
 from ..errors import InputError
+from ..processes import rank
 from . import adapters
 from .capture import safety_logits
 from .head import base_of
@@ -78,7 +78,7 @@ def check_refusals(
     weight = base_of(model).get_input_embeddings().weight
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return
-    if weight.is_meta or weight.numel() == 0 or int(os.environ.get("RANK", "0")) > 0:
+    if weight.is_meta or weight.numel() == 0 or rank() > 0:
         return
     second = reference.model
     origin = None if second is None else next(second.parameters()).device

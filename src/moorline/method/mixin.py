@@ -12,7 +12,7 @@ from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
 from . import capture
 from .cache import COLUMN
-from .checkpoint import Settling, load_state
+from .checkpoint import Settling, load_state, resumed
 from .host import (
     adds_up_losses,
     fitted,
@@ -181,9 +181,11 @@ class STRMixin(_Host):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The host's training."""
         self._tally["train"], self._logged_step = Tally(), None
-        checkpoint = args[0] if args else kwargs.get("resume_from_checkpoint")
-        load_state(self.regularizer, checkpoint, self.args.output_dir)
-        result = super().train(*args, **kwargs)
+        given = args[0] if args else kwargs.pop("resume_from_checkpoint", None)
+        found = self.regularizer.strength.is_found
+        checkpoint = resumed(given, self.args.output_dir, with_state=found)
+        load_state(self.regularizer, checkpoint)
+        result = super().train(checkpoint, *args[1:], **kwargs)
         if self.is_world_process_zero():
             warn_of_little(self.state.log_history, self.args.learning_rate)
         return result

@@ -153,8 +153,12 @@ def check_output(path: str | Path) -> None:
         InputError: If it is a folder, lies in no folder that can be made, or is another file.
     """
     path = Path(path)
-    parent = next(each for each in path.absolute().parents if each.exists())
-    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fits = not path.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError:
+        fits = False
+    if not fits:
         raise InputError(f"`output` {path}: a file cannot be written there. Give another path.")
     if path.exists():
         try:

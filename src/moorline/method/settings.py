@@ -1,9 +1,12 @@
 """What to hold and how strongly: the settings of the method, checked in their own words."""
 
+import contextlib
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
-from ..errors import InputError, unknown_choice
+from ..errors import InputError, MoorlineError, unknown_choice
 from . import penalty
 from .budget import FIRST_WEIGHT, WeightController
 from .cache import DTYPES
@@ -131,3 +134,14 @@ class STRSettings:
     def holds(self) -> bool:
         """Whether anything is held, rather than measured only."""
         return self.first_weight > 0
+
+
+@contextlib.contextmanager
+def named_as_written() -> Iterator[None]:
+    """Call the settings of the method, in errors, what the user wrote: `weight` is `str_weight`."""
+    names = "|".join([*(each.name for each in fields(STRSettings)), "reference_model"])
+    try:
+        yield
+    except MoorlineError as error:
+        text = re.sub(rf"`({names})`", r"`str_\1`", str(error))
+        raise type(error)(text) from error

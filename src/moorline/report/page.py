@@ -4,11 +4,13 @@ Answers of models are hidden until the reader asks, and always escaped.
 """
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
 from operator import attrgetter
@@ -103,6 +105,7 @@ def render(report: Report, drawings: Sequence[Drawing] = ()) -> str:
         looks=LOOKS,
         gates=[(run.name, gate) for run in runs for gate in run.gates],
         whole=rates,
+        table_file=base64.b64encode(_table_file(runs).encode()).decode(),
         rates=_grouped(runs, _is_rate),
         measures=_grouped(runs, lambda row: row.category is None and not _is_rate(row)),
         categories=_tables(
@@ -180,6 +183,25 @@ def _tables(
             rows = found.setdefault(head(row), {})
             rows.setdefault(line(row), [None] * len(runs))[index] = row
     return [list(rows.values()) for rows in found.values()]
+
+
+def _table_file(runs: Sequence[Run]) -> str:
+    """Every measurement of every model as CSV, for a reader who wants to check it.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
+    names = [each.name for each in fields(Measurement)]
+    text = io.StringIO()
+    made = csv.writer(text)
+    made.writerow(["model", *names])
+    for run in runs:
+        for row in run.measurements:
+            made.writerow(map(_as_cell, [run.name, *(getattr(row, name) for name in names)]))
+    return text.getvalue()
+
+
+def _as_cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
 def _all_answers(runs: Sequence[Run]) -> dict[str, list[Any]]:

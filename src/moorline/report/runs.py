@@ -145,6 +145,10 @@ def _audited(path: Path) -> Run:
 
 def _tuned(path: Path) -> Run:
     value = _read(path, _TUNE_AGAIN, 1, 2)
+    if (status := value.get("status", "finished")) not in _STATUSES:
+        raise InputError(
+            f"{path}: 'status' must be one of {', '.join(_STATUSES)}, got {status!r}. {_TUNE_AGAIN}"
+        )
     origin = parse(Origin, value, str(path), remedy=_TUNE_AGAIN, others=True)
     # The log is drawn, and the tokens stand in a file of their own.
     rest = {name: each for name, each in value.items() if name not in ("log", "safety_tokens")}
@@ -178,6 +182,8 @@ def _mined(path: Path) -> Run:
 
 def _drifted(path: Path) -> Run:
     value = _read(path, _AUDIT_AGAIN, 1, 2)
+    if not value.keys() & {each.name for each in fields(Drift)}:
+        raise InputError(f"{path}: holds nothing that a drift file has. {_AUDIT_AGAIN}")
     return Run(drift=parse(Drift, value, str(path), remedy=_AUDIT_AGAIN, others=True))
 
 
@@ -190,6 +196,7 @@ def _read(path: Path, remedy: str, *schemas: int) -> dict[str, Any]:
     return value
 
 
+_STATUSES = ("running", "stopped", "finished")
 _FILES = {
     "audit.json": _audited, "run.json": _tuned, "drift.json": _drifted,
     "safety_tokens.json": _mined,

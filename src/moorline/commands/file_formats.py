@@ -1,0 +1,88 @@
+"""Every file that Moorline writes, as a type and as a JSON Schema.
+
+The schemas are on the documentation's page of file formats, and the tests hold what the tests write
+against them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from ..audit.answering import SCHEMA
+from ..audit.measurements import Comparison, Gate, Measurement
+from ..compare.cells import Found
+from ..compare.record import Compared
+from ..method.cache import Manifest
+from ..method.safety_tokens import SafetyTokens
+from ..records import json_schema
+from ..report.rows import Agreement, SuiteFacts
+from .run_file import Run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Audit:
+    """What `audit.json` says of a finished audit."""
+
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    status: Literal["finished"]
+    fingerprint: str | None
+    """Of all that shapes the answers: model, prompts, settings."""
+
+    model: str
+    adapter: str | None
+    seed: int
+    at: str
+    """When it was written, in UTC."""
+
+    seconds: float | None
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    suites: tuple[SuiteFacts, ...]
+    measurements: tuple[Measurement, ...]
+    agreement: tuple[Agreement, ...]
+    comparisons: tuple[Comparison, ...]
+    gates: tuple[Gate, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What one judge said of an answer."""
+
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A line of `answers.jsonl` of a finished audit."""
+
+    suite: str
+    id: str
+    condition: str
+    draw: int
+    category: str | None
+    prompt: str
+    answer: str
+    truncated: bool
+    outcome: str
+    reason: str
+    verdicts: Mapping[str, Verdict]
+
+
+FILES: Mapping[str, type] = {
+    "safety_tokens.json": SafetyTokens,
+    "run.json": Run,
+    "audit.json": Audit,
+    "answers.jsonl": Answer,
+    "cache.json": Manifest,
+    "cell.json": Found,
+    "compare.json": Compared,
+}
+"""The files by name, with the type of what they hold; of a JSONL file the type of a line."""
+
+
+def schemas() -> Mapping[str, Mapping[str, Any]]:
+    """The JSON Schema of every file, by the file's name (draft 2020-12)."""
+    return {name: {"title": name, **json_schema(kind)} for name, kind in FILES.items()}

@@ -1,0 +1,77 @@
+"""What the documentation site says of settings, errors and pages is so; `make docs` builds it."""
+
+import ast
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+import moorline
+from moorline import STRConfig
+from moorline.hosts import given
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [each for each in sorted(DOCS.rglob("*.md")) if not {"generated", "_build"} & {*each.parts}]
+
+
+def test_every_setting_has_its_row_with_its_default():
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(str_\w+)` \| ([^|]+) \|", page, flags=re.MULTILINE))
+    known = {each.name: each for each in fields(STRConfig) if each.name.startswith("str_")}
+    assert rows.keys() == known.keys() >= given.NAMES.keys()
+    for name, each in known.items():
+        default = None if each.default is MISSING else each.default
+        if default is not None:
+            assert rows[name].strip().lower() == str(default).lower(), name
+
+
+def messages():
+    """The text of every string in the program, pieces of one message joined."""
+    found = []
+    for path in Path(moorline.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "{}" for part in node.values
+                )
+                found.append("".join(map(str, parts)))
+    return "\n".join(found)
+
+
+def test_every_message_that_is_explained_is_one():
+    page = (DOCS / "how-to" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [
+        each
+        for line in re.findall(r"^### (.*)$", page, flags=re.MULTILINE)
+        for each in re.findall(r'"([^"]+)"', line)
+    ]
+    known = messages()
+    assert len(quoted) > 60
+    assert [each for each in quoted if each not in known] == []
+    assert "no such message anywhere in the program" not in known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda each: each.relative_to(DOCS).as_posix())
+def test_every_page_is_reached_and_its_lines_are_readable(page):
+    text = page.read_text(encoding="utf-8")
+    name = page.relative_to(DOCS).with_suffix("").as_posix()
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    by_glob = "/" not in name or name.startswith("how-to/")
+    assert by_glob or f"\n{name}\n" in index, f"no menu reaches {name}"
+    for number, line in enumerate(text.splitlines() if page.parent != DOCS else (), start=1):
+        assert len(line) <= 120 or "2>/dev/null" in line or "](http" in line, (number, line)
+    for target in re.findall(r"\{doc\}`/?([^`]+)`", text):
+        there = (DOCS / f"{target}.md").is_file() or (page.parent / f"{target}.md").is_file()
+        assert there, f"{name} links to {target}"
+    for cited in re.findall(r"`((?:tests|docs|benchmarks|examples)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / cited).exists(), f"{name} cites {cited}"
+
+
+def test_llms_txt_links_to_pages():
+    text = (DOCS / "llms.txt").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([\w/-]+)\.html\)", text):
+        assert (DOCS / f"{target}.md").is_file(), target
