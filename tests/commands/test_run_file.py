@@ -21,7 +21,7 @@ WHOLE = {
     "fingerprint": "f", "safety_tokens": {"num": 1}, "settings": {}, "versions": {}, "machine": {},
     "started": "2026-01-01T00:00:00+00:00", "finished": None, "seconds": 1,
     "training_seconds": 0.5, "peak_memory_bytes": 7, "peak_memory_of": "process", "steps": 3,
-    "train_loss": 0.5, "log": [{"step": 1}], "check": None,
+    "train_loss": 0.5, "log": [{"step": 1}], "check": None, "refused_rows": None,
 }  # fmt: skip
 
 
