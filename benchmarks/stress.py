@@ -435,7 +435,7 @@ def main() -> None:
             say(f"    {each}")
     kills = sum(each.tried for name, each in counts.items() if name.startswith("kill "))
     say(f"{kills} kills in {minutes:.1f} min" + (
-        "; some runs ended before their kill, or time ran out" if kills < asked.kills else ""))  # fmt: skip
+        "; the rest ended before, or time ran out" if kills < asked.kills else ""))  # fmt: skip
     if asked.output:
         classes = {
             name: {"tried": each.tried, "survived": each.survived, "lost": each.lost}
