@@ -81,20 +81,10 @@ def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
-    min_contrast: Annotated[
-        float | None,
-        typer.Option(help="Drop tokens whose contrast, harmful against harmless, is less (nats)."),
-    ] = None,
-    own_refusals: Annotated[
-        bool, typer.Option("--own-refusals", help="Mine from the model's own refusals as well.")
-    ] = False,
-    variants: Annotated[
-        bool, typer.Option("--variants", help="Add the same words with space or capital.")
-    ] = False,
-    explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Show where each token tells harmful from harmless."),
-    ] = False,
+    min_contrast: Annotated[float | None, typer.Option(help="Least contrast (nats).")] = None,
+    own_refusals: Annotated[bool, typer.Option("--own-refusals", help="Its refusals too.")] = False,
+    variants: Annotated[bool, typer.Option("--variants", help="Other spellings too.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say where each tells.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
@@ -127,14 +117,10 @@ def mine(
         tokens.save(output)
         found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
         if explain:
-            from . import mine as screen
+            from .mine import explained
 
-            places = screen.places_of(chat, tokens)
-            screen.draw(tokens, places, output.with_suffix(".svg"))
-            print(
-                "\n".join(screen.explanation(tokens, places)), file=sys.stderr if as_json else None
-            )
-            found["places"] = [each._asdict() for every in places.values() for each in every]
+            lines, found["places"] = explained(chat, tokens, output.with_suffix(".svg"))
+            print("\n".join(lines), file=sys.stderr if as_json else None)
         if as_json:
             print_json(found)
         else:

@@ -19,9 +19,20 @@ _DEPTHS = 12
 """Depths that are shown: refusals are short, and decided early."""
 
 
-def places_of(chat: ChatModel, tokens: SafetyTokens) -> dict[int, list[Place]]:
-    """The places of all tokens of the templates that the tokens were mined from."""
-    return explain(chat, tokens.templates, MINING_PROMPTS, MINING_HARMLESS_PROMPTS)
+def explained(
+    chat: ChatModel, tokens: SafetyTokens, figure: Path
+) -> tuple[list[str], list[dict[str, float]]]:
+    """The table of what was mined, and its places for JSON; the figure is written.
+
+    Args:
+        chat: The aligned model.
+        tokens: What was mined.
+        figure: The figure's file, an SVG.
+    """
+    found = explain(chat, tokens.templates, MINING_PROMPTS, MINING_HARMLESS_PROMPTS)
+    draw(tokens, found, figure)
+    places = [each._asdict() for every in found.values() for each in every]
+    return list(explanation(tokens, found)), places
 
 
 def explanation(tokens: SafetyTokens, found: Mapping[int, Sequence[Place]]) -> Iterator[str]:
