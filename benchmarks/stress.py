@@ -54,6 +54,7 @@ _TIMES = {
     "train_runtime", "train_samples_per_second", "train_steps_per_second", "eval_runtime",
     "train_tokens_per_second", "total_flos", "resume_from_checkpoint", "peak_memory_of",
     "train_loss", "logging_dir", "cost", "fingerprint", "num_tokens",
+    "audit_seconds", "tune_seconds",
 }  # fmt: skip
 # Files that tell of the way, or are the host's own: not what a job is for.
 _PASSED_OVER = re.compile(
@@ -138,6 +139,8 @@ def _be(words: Sequence[str], folder: Path, kill: Kill | None, counter: Path) ->
     """The forked process: one command, and out."""
     code = 1
     try:
+        # A shell that starts this in its background has Ctrl-C ignored, for all that come after.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(folder)
         log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -432,7 +435,7 @@ def main() -> None:
             say(f"    {each}")
     kills = sum(each.tried for name, each in counts.items() if name.startswith("kill "))
     say(f"{kills} kills in {minutes:.1f} min" + (
-        "; time ran out, the rest was not tried" if kills < asked.kills else ""))  # fmt: skip
+        "; the rest ended before, or time ran out" if kills < asked.kills else ""))  # fmt: skip
     if asked.output:
         classes = {
             name: {"tried": each.tried, "survived": each.survived, "lost": each.lost}
