@@ -154,7 +154,8 @@ def _check(settings: Settings) -> None:
     lora = sorted(
         name for name in settings.given if name.startswith(("lora_", "use_dora", "use_rslora"))
     )
-    if lora and not settings.model.use_peft:
+    # Said to be off, it is off: a file of settings may name LoRA's for another run.
+    if lora and not settings.model.use_peft and "use_peft" not in settings.given:
         raise InputError(
             f"`{lora[0]}` is set but `use_peft` is not, so every weight would be trained. Add "
             f"--use_peft, or leave `{lora[0]}` out."
