@@ -284,7 +284,7 @@ def test_a_folder_with_another_run_is_refused_and_left_as_it_is(flags, tmp_path)
     before = (tmp_path / "run" / "run.json").read_bytes()
     refused(tune({**flags, "seed": 5}), "`output_dir`", "holds another run", "another folder")
     refused(tune(flags), "holds this run already", "--resume_from_checkpoint true")
-    refused(tune(flags, "--resume_from_checkpoint=true"), "holds no checkpoint")
+    refused(tune(flags, "--resume_from_checkpoint=true"), "holds no whole checkpoint")
     refused(tune(flags, "--resume_from_checkpoint=nowhere"), "no such checkpoint")
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
