@@ -103,10 +103,13 @@ def mine(
         with bars(show=True) as tell:
             try:
                 tokens = mine_safety_tokens(
-                chat.model, chat.tokenizer, max_tokens=num, min_contrast=min_contrast,
-                own_refusals=own_refusals, variants=variants,
-                progress=lambda done, total: tell("prompts", done, total),
-            )  # fmt: skip
+                    chat.model, chat.tokenizer, max_tokens=num, min_contrast=min_contrast,
+                    own_refusals=own_refusals, variants=variants,
+                    progress=lambda done, total: tell("prompts", done, total),
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                say("Stopped; nothing was written. The same command begins anew.")
+                raise typer.Exit(130) from None
         tokens.save(output)
         found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
         if explain:
