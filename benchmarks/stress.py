@@ -347,7 +347,7 @@ TESTS = {
     "properties": ["tests/test_properties.py", "tests/test_records.py", "tests/test_tables.py"],
     "inert protection": ["tests/method/test_inert.py"],
     "hostile text": ["tests/test_hostile.py"],
-    "several devices": ["tests/method/test_shards.py", "tests/devices"],
+    "several devices": ["tests/method/test_shards.py", "tests/test_launch.py"],
 }
 
 
