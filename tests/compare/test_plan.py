@@ -56,6 +56,16 @@ def test_a_good_plan_is_read_and_its_cells_counted(tmp_path):
     assert "aligned reference" in plan.methods[2].needs
 
 
+def test_anchors_are_extra_data(tmp_path):
+    """The cost column left them out."""
+    anchored = {"name": "anchored", "method": "str", "weights": [3],
+                "settings": {"str_anchors": "built-in"}}  # fmt: skip
+    methods = [{"name": "plain"}, {"name": "str", "weights": [3]}, anchored]
+    found = read_plan(written(tmp_path, {**GOOD, "methods": methods})).methods
+    assert "anchor prompts" in found[2].needs
+    assert "anchor prompts" not in found[1].needs
+
+
 def test_the_share_of_wise_ft_protects_the_more_the_smaller_it_is(tmp_path):
     methods = [{"name": "plain"}, {"name": "wise_ft", "strengths": [0.3, 0.9]}]
     plan = read_plan(written(tmp_path, changed(("methods",), methods)))

@@ -11,6 +11,7 @@ from ..audit.metrics import metric as metric_named
 from ..audit.settings import AuditSettings
 from ..baselines import method_named
 from ..errors import InputError
+from ..method.settings import NO_ANCHORS
 from ..records import parse, read_yaml
 from ..tables import is_table
 
@@ -144,6 +145,8 @@ class Method:
     def needs(self) -> str:
         """What it needs beside the model and the rows, in words."""
         known = [str(each) for each in method_named(self.kind).needs]
+        if self.settings.get("str_anchors", NO_ANCHORS) != NO_ANCHORS:
+            known.append("anchor prompts")
         return ", ".join([*known, self.extra_data] if self.extra_data else known)
 
     def at(self) -> list[Strength]:
