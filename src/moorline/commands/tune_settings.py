@@ -93,7 +93,7 @@ class Settings(NamedTuple):
 _SECRET = ("token", "password", "secret", "api_key", "credential")
 
 
-def _without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_secrets(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {
         key: _without_secrets(value) if isinstance(value, Mapping) else value
         for key, value in values.items()

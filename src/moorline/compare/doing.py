@@ -149,7 +149,7 @@ def _verdicts(job: Job, folder: Path) -> tuple[Verdict, ...]:
                 kinds[Path(path).stem] = row.values["kind"]
                 right[Path(path).stem, row.values["id"]] = row.values["answer"]
     score = metric_named(job.metric)
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for line in (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n"):
         if line:
             row = json.loads(line)
