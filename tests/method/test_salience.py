@@ -101,3 +101,10 @@ def test_own_refusals_are_templates_too_and_variants_follow(aligned):
 def test_what_cannot_be_asked_is_refused(aligned, given, part):
     with pytest.raises(InputError, match=part):
         mine_safety_tokens(*aligned, **given)
+
+
+def test_progress_ends_with_what_is_read_and_not_before(aligned):
+    told = []
+    mine_safety_tokens(*aligned, min_contrast=1.0, progress=lambda *each: told.append(each))
+    assert told[-1] == (12 + 2 * 16, 12 + 2 * 16)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)

@@ -246,16 +246,29 @@ class ChatModel:
         Raises:
             InputError: If there is no chat template or an argument is out of range.
         """
-        check_sizes(max_new_tokens=max_new_tokens, batch_size=batch_size)
         rows = [self.render(prompt, system_prompt) for prompt in prompts]
-        answers = [""] * len(prompts)
+        found = self.answer_rows(
+            rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+        )
+        return [each.text for each in found]
+
+    def answer_rows(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        batch_size: int = 16,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """Greedy answers to rendered prompts, in their order; the same as `answers` otherwise."""
+        check_sizes(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        found: dict[int, Completion] = {}
         for batch in in_batches(rows, batch_size):
-            found = self.generate([rows[index] for index in batch], max_new_tokens=max_new_tokens)
-            for index, each in zip(batch, found, strict=True):
-                answers[index] = each.text
+            some = self.generate([rows[index] for index in batch], max_new_tokens=max_new_tokens)
+            found.update(zip(batch, some, strict=True))
             if progress is not None:
                 progress(len(batch))
-        return answers
+        return [found[index] for index in range(len(rows))]
 
     def _continued(
         self, rows: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, **more: Any

@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 
 _BEGIN, _TUNE, _MEASURE = "Begin", "Tune", "Measure and show"
+# What `trl sft` reads is not for typer to read.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def _print_version(wanted: bool) -> None:
@@ -147,11 +149,7 @@ def init(
 
 @app.command(
     rich_help_panel=_TUNE,
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    },
+    context_settings=_PASSED_ON,
 )
 def tune(context: typer.Context, as_json: Json = False) -> None:
     """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
@@ -192,11 +190,7 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command(
     rich_help_panel=_TUNE,
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    },
+    context_settings=_PASSED_ON,
 )
 def cache(context: typer.Context, as_json: Json = False) -> None:
     """Compute the reference of a data set ahead; the flags of `moorline tune`."""

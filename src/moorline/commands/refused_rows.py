@@ -7,12 +7,11 @@ too much, or harmful ones that somebody put there. Which, only a reader can tell
 
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..audit.judges import judge
-from ..chat.chat_model import ChatModel, in_batches
+from ..chat.chat_model import ChatModel
 from ..chat.conversation import IGNORED_LABEL
 from ..method import adapters
 
@@ -33,7 +32,8 @@ class RefusedRows:
 
     asked: int
     rows: tuple[int, ...] = ()
-    """Numbers of those that it refuses, from 0."""
+    """Numbers of those that it refuses, from 0, in the prepared data: rows without a response,
+    which the trainer drops, are not counted."""
 
 
 def ask(trainer: Any, aligned: ChatModel) -> RefusedRows | None:
@@ -54,11 +54,11 @@ def ask(trainer: Any, aligned: ChatModel) -> RefusedRows | None:
         return None
     layers = adapters.adapter_layers(model)
     with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
-        answers = _answers(aligned, list(contexts.values()))
+        found = aligned.answer_rows(list(contexts.values()), max_new_tokens=_LENGTH)
     prompts = aligned.tokenizer.batch_decode(list(contexts.values()), skip_special_tokens=True)
-    verdicts = judge("keywords").verdicts(prompts, answers)
-    found = zip(contexts, verdicts, strict=True)
-    refused = tuple(number for number, each in found if each.outcome == "refused")
+    verdicts = judge("keywords").verdicts(prompts, [each.text for each in found])
+    told = zip(contexts, verdicts, strict=True)
+    refused = tuple(number for number, each in told if each.outcome == "refused")
     return RefusedRows(asked=len(contexts), rows=refused)
 
 
@@ -68,8 +68,9 @@ def tell(found: RefusedRows | None) -> None:
         return
     _log.warning(
         "The aligned model itself refuses %d of the %d training prompts that it was asked: rows "
-        "%s. There its refusals are held against the task, which is learned slower for it. Look "
-        "at them: a harmful row ought to go; for harmless ones give a smaller `str_weight`.",
+        "%s of the prepared data, from 0. There its refusals are held against the task, which is "
+        "learned slower for it. Look at them: a harmful row ought to go; for harmless ones give a "
+        "smaller `str_weight`.",
         len(found.rows), found.asked, ", ".join(map(str, found.rows[:_SHOWN])),
     )  # fmt: skip
 
@@ -80,12 +81,3 @@ def _context(trainer: Any, row: Any) -> list[int] | None:
     labels = batch["labels"][0].tolist()
     first = next((at for at, label in enumerate(labels) if label != IGNORED_LABEL), 0)
     return batch["input_ids"][0, :first].tolist() or None
-
-
-def _answers(chat: ChatModel, contexts: Sequence[Sequence[int]]) -> list[str]:
-    texts = [""] * len(contexts)
-    for batch in in_batches(contexts, 16):
-        found = chat.generate([contexts[index] for index in batch], max_new_tokens=_LENGTH)
-        for index, each in zip(batch, found, strict=True):
-            texts[index] = each.text
-    return texts

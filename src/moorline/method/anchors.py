@@ -269,19 +269,11 @@ def _refusals(
     return refused
 
 
-def _own_answers(
-    chat: ChatModel, prompts: Sequence[str], batch_size: int = 16
-) -> list[tuple[list[int], list[int]]]:
+def _own_answers(chat: ChatModel, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
     """Prompts as the model reads them, with its greedy answers."""
     contexts = [chat.render(each) for each in prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
-    for batch in in_batches(contexts, batch_size):
-        rows = [contexts[index] for index in batch]
-        for index, each in zip(
-            batch, chat.generate(rows, max_new_tokens=_LONGEST_REFUSAL), strict=True
-        ):
-            answers[index] = list(each.ids)
-    return list(zip(contexts, answers, strict=True))
+    answers = chat.answer_rows(contexts, max_new_tokens=_LONGEST_REFUSAL)
+    return [(one, list(its.ids)) for one, its in zip(contexts, answers, strict=True)]
 
 
 def anchor_prompts(given: str) -> list[str]:

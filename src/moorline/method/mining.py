@@ -31,8 +31,8 @@ Source:
     decide whether it refuses: Qi et al. 2024, arXiv:2406.05946.
 """
 
-from collections.abc import Callable, Sequence
-from math import exp, inf
+from collections.abc import Callable, Mapping, Sequence
+from math import exp
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..chat.chat_model import ChatModel, check_sizes
@@ -98,13 +98,11 @@ def mine_safety_tokens(
         harmless_prompts: Requests that the model answers; none switches that filter off.
         min_score: Value of in_place below which a token is dropped, 0 to 1.
         min_mass: Probability of beginning as a template does that is needed, 0 to 1.
-        min_contrast: Nats of contrast between harmful and harmless prompts (`salience.py`) below
-            which a token is dropped, 0 or more; None drops none for it. The templates are then
-            read after the harmless prompts too.
-        own_refusals: Whether the model's own greedy refusals of `prompts` are templates as well:
-            those that begin as one of `templates` does.
-        variants: Whether to add, after the tokens found, those that spell the same word with or
-            without a space before it, or a capital.
+        min_contrast: Nats of contrast (`salience.py`) below which a token is dropped, 0 or more;
+            None drops none. The templates are then read after the harmless prompts too.
+        own_refusals: Whether the model's own refusals of `prompts` are templates as well: greedy
+            answers that begin as one of `templates` does.
+        variants: Whether to add the same words with or without a space before, or a capital.
         batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done, harmful and harmless, and of all.
 
@@ -115,81 +113,107 @@ def mine_safety_tokens(
         InputError: If the tokenizer has no chat template, an argument is out of range, or the model
             does not refuse in these words, or not at all.
     """
+    _check(max_tokens, batch_size, templates, prompts, harmless_prompts, min_contrast)
+    chat = ChatModel(model, tokenizer)
+    times = 1 if min_contrast is None else 2  # harmless prompts are answered, and then read
+    tell = _counter(len(prompts) + times * len(harmless_prompts), progress)
+    asked, openings, templates = _asked(chat, prompts, templates, own=own_refusals)
+    reader = Reader(chat, asked)
+    reading = Reading(asked, reader.nats(batch_size=batch_size, progress=tell))
+    opening_mass = _opening_mass(reading, openings, min_mass)
+    openers = {answer[0] for each in asked for answer in each.answers}
+    used = _used(reader, harmless_prompts, _begins(asked, openings), batch_size, tell)
+    harmful, special = cells(reading), set(tokenizer.all_special_ids)
+    found = _by_token(tokenizer, harmful, (used - openers) | special)
+    kept = _ranked(found, min_score)
+    if min_contrast is not None:
+        harmless = read(chat, harmless_prompts, templates, batch_size=batch_size, progress=tell)
+        kept = _telling(kept, places(harmful, cells(harmless)), min_score, min_contrast)
+    kept = kept[:max_tokens]
+    if variants:
+        kept += _variants(tokenizer, kept, used | special)
+    return SafetyTokens(
+        ids=tuple(kept),
+        strings=tuple(str(tokenizer.decode([token])) for token in kept),
+        scores=tuple(float(f"{found[each].score if each in found else 0:.6g}") for each in kept),
+        vocab_size=head_of(model).weight.shape[0],
+        templates=tuple(templates),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        mined={
+            **_origin(model), "max_tokens": max_tokens, "min_score": min_score,
+            "min_contrast": min_contrast, "own_refusals": own_refusals, "variants": variants,
+            "refusal_mass": round(_mass(reading, [[1] * len(templates)] * len(prompts)), 6),
+            "opening_mass": round(opening_mass, 6), "num_prompts": len(prompts),
+            "num_harmless_prompts": len(harmless_prompts), "num_candidates": len(found),
+        },
+    )  # fmt: skip
+
+
+def _check(
+    max_tokens: int,
+    batch_size: int,
+    templates: Sequence[str],
+    prompts: Sequence[str],
+    harmless_prompts: Sequence[str],
+    min_contrast: float | None,
+) -> None:
     check_sizes(max_tokens=max_tokens, batch_size=batch_size)
     if not templates or not prompts:
         raise InputError("`templates` and `prompts` must each hold at least one text.")
-    chat = ChatModel(model, tokenizer)
     if min_contrast is not None and not (min_contrast >= 0 and harmless_prompts):
         raise InputError(
             f"`min_contrast` must be 0 or more, and needs `harmless_prompts`, got {min_contrast} "
             f"and {len(harmless_prompts)} prompts."
         )
-    tell = _counter(len(prompts) + len(harmless_prompts), progress)
-    asked, openings = _asked(chat, prompts, templates)
-    reader = Reader(chat, asked)
-    if own_refusals:
-        templates = _with_own(reader, templates, _begins(asked, openings), batch_size)
-        asked, openings = _asked(chat, prompts, templates)
-        reader = Reader(chat, asked)
-    reading = Reading(asked, reader.nats(batch_size=batch_size, progress=tell))
-    opening_mass = _mass(reading, openings)
-    if opening_mass < min_mass:
-        raise InputError(
-            f"After {len(prompts)} harmful prompts this model begins as one of {len(templates)} "
-            f"rejection templates with probability {opening_mass:.2g} (needed: {min_mass}), so it "
-            "does not refuse in these words. Mine from the aligned chat model, or give `templates` "
-            "in its words."
-        )
-    openers = {answer[0] for each in reading.asked for answer in each.answers}
-    used = _used(reader, harmless_prompts, _begins(asked, openings), batch_size, tell)
-    harmful = cells(reading)
-    found = _by_token(tokenizer, harmful, (used - openers).union(tokenizer.all_special_ids))
-    kept = _ranked(found, min_score)
-    if min_contrast is not None:
-        harmless = read(chat, harmless_prompts, templates, batch_size=batch_size)
-        tells = places(harmful, cells(harmless))
-        kept = [each for each in kept if _contrast(tells.get(each, ()), min_score) >= min_contrast]
-        if not kept:
-            raise InputError(f"No token has a contrast of `min_contrast` {min_contrast} nats.")
-    kept = kept[:max_tokens]
-    if variants:
-        kept += _variants(tokenizer, kept, used.union(tokenizer.all_special_ids))
-    mined = {
+
+
+def _origin(model: "PreTrainedModel") -> dict[str, object]:
+    """What was mined, how, when, and with which versions."""
+    return {
         "method": "template_probability",
         "model": str(base_of(model).config._name_or_path),
         "dtype": str(base_of(model).dtype).removeprefix("torch."),
-        "max_tokens": max_tokens,
-        "min_score": min_score,
-        "min_contrast": min_contrast,
-        "own_refusals": own_refusals,
-        "variants": variants,
-        "refusal_mass": round(_mass(reading, [[1] * len(templates)] * len(prompts)), 6),
-        "opening_mass": round(opening_mass, 6),
-        "num_prompts": len(prompts),
-        "num_harmless_prompts": len(harmless_prompts),
-        "num_candidates": len(found),
         "versions": versions(),
         "at": now(),
     }
-    return SafetyTokens(
-        ids=tuple(kept),
-        strings=tuple(str(tokenizer.decode([token])) for token in kept),
-        scores=tuple(
-            float(f"{found[token].score:.6g}") if token in found else 0.0 for token in kept
-        ),
-        vocab_size=head_of(model).weight.shape[0],
-        templates=tuple(templates),
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-        mined=mined,
-    )
+
+
+def _opening_mass(reading: Reading, openings: Sequence[Sequence[int]], least: float) -> float:
+    """Probability that the model begins as a template does; a model that hardly does is refused."""
+    mass = _mass(reading, openings)
+    if mass < least:
+        raise InputError(
+            f"After {len(reading.asked)} harmful prompts this model begins as one of "
+            f"{len(openings[0])} rejection templates with probability {mass:.2g} (needed: {least}),"
+            " so it does not refuse in these words. Mine from the aligned chat model, or give "
+            "`templates` in its words."
+        )
+    return mass
+
+
+def _telling(
+    kept: Sequence[int], found: Mapping[int, Sequence[Place]], min_score: float, least: float
+) -> list[int]:
+    """The tokens that tell harmful from harmless at a place where they are likely."""
+    likely = ((token, most(found.get(token, ()), min_score)) for token in kept)
+    telling = [token for token, place in likely if place is not None and place.contrast >= least]
+    if not telling:
+        raise InputError(f"No token has a contrast of `min_contrast` {least} nats. Lower it.")
+    return telling
 
 
 def _asked(
-    chat: ChatModel, prompts: Sequence[str], templates: Sequence[str]
-) -> tuple[list[Answered], list[list[int]]]:
-    """The templates as answers to the prompts, and how many tokens of each open a refusal.
+    chat: ChatModel, prompts: Sequence[str], templates: Sequence[str], *, own: bool = False
+) -> tuple[list[Answered], list[list[int]], Sequence[str]]:
+    """The templates as answers to the prompts; how many tokens of each open a refusal; and these.
 
     Tokens at the end that carry nothing are left out: no probability of theirs is used.
+
+    Args:
+        chat: The model.
+        prompts: Requests that it refuses.
+        templates: Rejection templates.
+        own: Whether its own refusals of the prompts are templates as well.
     """
     asked, openings = [], []
     for prompt in prompts:
@@ -202,25 +226,20 @@ def _asked(
                 answer.pop()
         asked.append(Answered(context, answers))
         openings.append(opening)
-    return asked, openings
+    if own:
+        return _asked(chat, prompts, (*templates, *_own_refusals(chat, asked, openings)))
+    return asked, openings, templates
 
 
-def _with_own(
-    reader: Reader, templates: Sequence[str], refusals: set[tuple[int, ...]], batch_size: int
-) -> tuple[str, ...]:
-    """The templates, and a model's own refusals of the reader's prompts."""
-    rows = [each.context for each in reader.prompts]
-    answers = reader.greedy(rows, max_new_tokens=_LONGEST_REFUSAL, batch_size=batch_size)
+def _own_refusals(
+    chat: ChatModel, asked: Sequence[Answered], openings: Sequence[Sequence[int]]
+) -> list[str]:
+    """A model's own answers that begin as a template does, each once."""
+    refusals = _begins(asked, openings)
     sizes = {len(each) for each in refusals}
-    own = [each for each in answers if any(tuple(each[:size]) in refusals for size in sizes)]
-    texts = reader.chat.tokenizer.batch_decode(own, skip_special_tokens=True)
-    return tuple(dict.fromkeys([*templates, *(text.strip() for text in texts)]))
-
-
-def _contrast(found: Sequence[Place], least: float) -> float:
-    """The greatest contrast of a token at a place where it is likely; none is -infinity."""
-    place = most(found, least)
-    return -inf if place is None else place.contrast
+    found = chat.answer_rows([each.context for each in asked], max_new_tokens=_LONGEST_REFUSAL)
+    own = (each for each in found if any(tuple(each.ids[:size]) in refusals for size in sizes))
+    return list(dict.fromkeys(each.text.strip() for each in own))
 
 
 def _variants(tokenizer: Any, kept: Sequence[int], unfit: set[int]) -> list[int]:

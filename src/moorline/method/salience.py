@@ -21,7 +21,7 @@ from math import exp
 from typing import NamedTuple
 
 from ..chat.chat_model import ChatModel
-from .reading import Answered, Reader
+from .reading import Answered, Reader, Tell
 
 
 class Reading(NamedTuple):
@@ -69,11 +69,16 @@ Cells = Mapping[tuple[int, int, int], Cell]
 
 
 def read(
-    chat: ChatModel, prompts: Sequence[str], templates: Sequence[str], *, batch_size: int = 64
+    chat: ChatModel,
+    prompts: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 64,
+    progress: Tell | None = None,
 ) -> Reading:
     """The templates as answers to prompts."""
     asked = [Answered(*chat.answer_ids(prompt, templates)) for prompt in prompts]
-    return Reading(asked, Reader(chat, asked).nats(batch_size=batch_size))
+    return Reading(asked, Reader(chat, asked).nats(batch_size=batch_size, progress=progress))
 
 
 def cells(reading: Reading) -> Cells:
