@@ -56,3 +56,11 @@ def test_without_explain_there_is_neither(tmp_path):
     result = mine("--output", tmp_path / "tokens.json", "--max-tokens", 6, "--json")
     assert "places" not in json.loads(result.stdout)
     assert not (tmp_path / "tokens.svg").exists()
+
+
+def test_a_contrast_below_zero_is_refused_before_anything_is_loaded(tmp_path):
+    """It was refused after the model was loaded."""
+    result = mine("--output", tmp_path / "tokens.json", "--min-contrast", -1)
+    assert result.exit_code == 2
+    assert "--min-contrast" in result.stderr
+    assert "loading" not in result.stderr

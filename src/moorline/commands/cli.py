@@ -83,7 +83,9 @@ def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
     max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
-    min_contrast: Annotated[float | None, typer.Option(help="Least contrast (nats).")] = None,
+    min_contrast: Annotated[
+        float | None, typer.Option(min=0, help="Least contrast (nats).")
+    ] = None,
     own_refusals: Annotated[bool, typer.Option("--own-refusals", help="Its refusals too.")] = False,
     variants: Annotated[bool, typer.Option("--variants", help="Other spellings too.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say where each tells.")] = False,

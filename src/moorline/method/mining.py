@@ -160,11 +160,10 @@ def _check(
     check_sizes(max_tokens=max_tokens, batch_size=batch_size)
     if not templates or not prompts:
         raise InputError("`templates` and `prompts` must each hold at least one text.")
-    if min_contrast is not None and not (min_contrast >= 0 and harmless_prompts):
-        raise InputError(
-            f"`min_contrast` must be 0 or more, and needs `harmless_prompts`, got {min_contrast} "
-            f"and {len(harmless_prompts)} prompts."
-        )
+    if min_contrast is not None and not min_contrast >= 0:
+        raise InputError(f"`min_contrast` must be 0 or more nats, got {min_contrast}.")
+    if min_contrast is not None and not harmless_prompts:
+        raise InputError("`min_contrast` needs `harmless_prompts` to compare with. Give some.")
 
 
 def _origin(model: "PreTrainedModel") -> dict[str, object]:
