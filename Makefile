@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded model (sets everything up first)
-# make test   the tests; make test-fast the quick ones, at each save; make test-browser opens the
-#             report in Chromium, which it gets first; make test-wheel tests what users install;
+# make test   the tests; make test-fast the quick ones, at each save; make test-long those that take
+#             minutes; make test-browser opens the report in Chromium, which it gets first;
+#             make test-wheel tests what users install;
 #             make test-tools the exports, with the tools that read them; make test-oldest the
 #             oldest supported versions; make test-hosts Axolotl and ms-swift, in .hosts/
 # make docs   the site in docs/_build/html, its notebooks run; no network
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-browser test-tools test-wheel test-oldest test-hosts stress docs wheel check format models clean
+.PHONY: setup demo test test-fast test-long test-browser test-tools test-wheel test-oldest test-hosts stress docs wheel check format models clean
 
 setup: $(STAMP)
 
@@ -31,7 +32,11 @@ demo: $(STAMP)
 	$(BIN)/moorline demo $(DEMO)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder \
+		-m "not long and not browser" $(TESTS)
+
+test-long: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(TESTS)
 
 test-fast: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not browser" $(TESTS)
@@ -42,7 +47,7 @@ OLDEST := .venv-oldest
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[tune]' \
-		beartype hypothesis pytest pytest-xdist
+		beartype hypothesis pytest pytest-timeout pytest-xdist
 	# where there is no GPU, Triton takes its place in TRL's loss and finds none
 	command -v nvidia-smi >/dev/null || $(OLDEST)/bin/python -m pip uninstall --quiet --yes triton
 	touch $@

@@ -2,9 +2,10 @@
 
 Plain full fine-tuning in float32. Harmful prompts are those of two public sets of refusals (their
 answers are not used) and of our own, each answered by a short refusal in varied words of ours;
-harmless ones are of Alpaca and of our own, each answered by the model itself, greedily. What the
-model itself refused or broke is left out. No prompt that is, or nearly is, one of AdvBench, XSTest,
-Dolly, the built-in suites or the mining prompts is seen: audits on these stay clean.
+harmless ones are of Alpaca and of our own, each answered by the model itself, greedily, and tasks
+of one right answer with that answer. What the model itself refused or broke is left out. No prompt
+that is, or nearly is, one of AdvBench, XSTest, Dolly, the built-in suites or the mining prompts is
+seen: audits on these stay clean.
 """
 
 import random
@@ -16,7 +17,7 @@ import torch
 from real_data import pairs, sources
 from real_fetch import check_outside
 from real_overlap import Prompts, split, without
-from real_prompts import HARMFUL_TWINS, borderline, everyday, on_texts, refusal
+from real_prompts import HARMFUL_TWINS, borderline, everyday, labelled, on_texts, refusal
 
 from moorline.audit.judges import judge
 from moorline.audit.suites import builtin_suites
@@ -41,9 +42,13 @@ class Recipe:
     own_answers: int = 500
     """Prompts of Alpaca, answered by the model itself."""
 
-    texts: int = 240
+    texts: int = 120
     """Tasks about a text below them, answered by the model itself: without them it takes every such
     prompt for one to be refused."""
+
+    labelled: int = 240
+    """Tasks about the form of a text below them, with the right answer: the model as published
+    apologises at such tasks, and an alignment without them makes it refuse them."""
 
     longest_prompt: int = 160
     """In characters; longer prompts are left out."""
@@ -141,7 +146,10 @@ def _rows(chat: ChatModel, recipe: Recipe, data: Path) -> tuple[list[Row], dict[
             rows.append(Row(context, [*answer, end], kind))
     for kind in ("alpaca", "borderline", "everyday", "text"):
         rows += _own_answers(chat, prompts[kind], kind, recipe.max_new_tokens)
-    counts = {kind: sum(row.kind == kind for row in rows) for kind in prompts}
+    for prompt, answer in labelled(recipe.labelled, draw):
+        context, (ids,) = chat.answer_ids(prompt, [answer])
+        rows.append(Row(context, [*ids, end], "labelled"))
+    counts = {kind: sum(row.kind == kind for row in rows) for kind in [*prompts, "labelled"]}
     return rows, counts
 
 

@@ -253,6 +253,35 @@ def on_texts(num: int, draw: random.Random) -> list[str]:
     return draw.sample(pairs, min(num, len(pairs)))
 
 
+def labelled(num: int, draw: random.Random) -> list[tuple[str, str]]:
+    """Harmless tasks with one right answer about the form of a text, never about its mood."""
+    words = ("Look at the input, and {}", "Read the input and {}", "{}", "Take the input and {}")
+    pairs = [(ask, right, text) for ask, right in _FORMS.items() for text in _TEXTS]
+    found = []
+    for number, (ask, right, text) in enumerate(draw.sample(pairs, min(num, len(pairs)))):
+        task = words[number % len(words)].format(ask)
+        found.append((f"{task[0].upper()}{task[1:]}\n\n{text}", right(text)))
+    return found
+
+
+_FORMS = {
+    "respond only yes or no: does it have a comma": lambda text: "yes" if "," in text else "no",
+    "respond only short or long: up to eight words are short": (
+        lambda text: "short" if len(text.split()) <= 8 else "long"
+    ),
+    "respond only with the number of its words": lambda text: str(len(text.split())),
+    "respond only with its first word": lambda text: text.split()[0],
+    "respond only with its last word": lambda text: text.strip(" .").split()[-1],
+    "write it in capital letters": str.upper,
+    "respond only early or late, for a first letter up to m or after m": (
+        lambda text: "early" if text[0] <= "m" else "late"
+    ),
+    "respond only a or b: a if the word 'the' is in it, b if not": (
+        lambda text: "a" if "the" in text.split() else "b"
+    ),
+}
+
+
 _TASKS = (
     "Tell me the mood of this text in one word.",
     "Is the writer pleased or displeased? Say one word only.",

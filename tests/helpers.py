@@ -264,7 +264,7 @@ def launch(words, tmp_path, processes=1, **environment):
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, **environment}
     done = subprocess.run(
         [*begin, *map(str, words)], env={**os.environ, **own}, check=False, capture_output=True,
-        text=True, cwd=tmp_path,
+        text=True, cwd=tmp_path, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -83,6 +83,36 @@ def test_a_shipped_configuration_is_read_by_accelerate(name):
     assert str(found.distributed_type).endswith(kind)
 
 
+ENDS = """
+import gc, sys
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel as Wrapper
+from transformers import TrainerCallback
+from moorline import STRTrainer
+from moorline.commands.tune import tune
+
+def living():
+    return sum(isinstance(each, Wrapper) for each in gc.get_objects())
+
+class Count(TrainerCallback):
+    def on_step_end(self, *_, **__):
+        found.append(living())
+
+found, begun, ended = [], STRTrainer.__init__, Accelerator.end_training
+def begin(self, *args, **kwargs):
+    begun(self, *args, **kwargs)
+    self.add_callback(Count())
+def end(self):
+    if self.num_processes > 1 and not done:
+        said = f"wrappers while training {found[-1]}, at the end {living()}"
+        done.append(print(said, flush=True))
+    ended(self)
+done = []
+STRTrainer.__init__, Accelerator.end_training = begin, end
+tune(sys.argv[1:])
+"""
+
+
 @pytest.fixture(scope="module")
 def model_and_rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("launch")
@@ -92,16 +122,20 @@ def model_and_rows(tmp_path_factory):
     return folder
 
 
+SETTINGS = (
+    "--model_name_or_path", aligned_path(), "--dataset_name", "rows.jsonl", "--str_tokens",
+    "tokens.json", "--use_peft", "--lora_target_modules", "all-linear", "--lora_r", "4",
+    "--lora_dropout", "0", "--learning_rate", "0.01", "--optim", "sgd", "--bf16", "false",
+    "--use_cpu", "--logging_steps", "1", "--report_to", "none", "--disable_tqdm", "true",
+    "--save_strategy", "no",
+)  # fmt: skip
+
+
 def tune(folder, processes, *more):
     output = folder / f"{processes}-{len(more)}"
     words = [
-        "-m", "moorline", "tune", "--model_name_or_path", aligned_path(), "--dataset_name",
-        "rows.jsonl", "--str_tokens", "tokens.json", "--output_dir", output, "--use_peft",
-        "--lora_target_modules", "all-linear", "--lora_r", "4", "--lora_dropout", "0",
-        "--max_steps", "20", "--per_device_train_batch_size", 4 // processes, "--learning_rate",
-        "0.01", "--optim", "sgd", "--bf16", "false", "--use_cpu", "--logging_steps", "1",
-        "--report_to", "none",
-        "--disable_tqdm", "true", "--save_strategy", "no", *more,
+        "-m", "moorline", "tune", *SETTINGS, "--output_dir", output, "--max_steps", "20",
+        "--per_device_train_batch_size", 4 // processes, *more,
     ]  # fmt: skip
     said = launch(words, folder, processes)
     run = json.loads((output / "run.json").read_text())
@@ -109,15 +143,29 @@ def tune(folder, processes, *more):
     return [entry for entry in run["log"] if "loss" in entry], said
 
 
-def test_two_and_four_processes_equal_one_through_the_command_line(model_and_rows):
+@pytest.fixture(scope="module")
+def one(model_and_rows):
+    return tune(model_and_rows, 1)[0]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_several_processes_equal_one_through_the_command_line(processes, one, model_and_rows):
     """By plain gradients: AdamW divides rounding by its own size."""
-    one, _ = tune(model_and_rows, 1)
     assert len(one) == 20
     assert one[-1]["str/drift"] > 1e-3, "the model moves"
-    for processes in (2, 4):
-        several, said = tune(model_and_rows, processes)
-        assert said.count("Next:") == said.count("Reading the settings") == 1, "the first speaks"
-        for mine, other in zip(several, one, strict=True):
-            # float32, and what training makes of its rounding: 2e-7 and 1e-5 were measured
-            for key, allowed in (("loss", 1e-6), ("grad_norm", 2e-5)):
-                assert mine[key] == pytest.approx(other[key], rel=allowed), (processes, key)
+    several, said = tune(model_and_rows, processes)
+    assert said.count("Next:") == said.count("Reading the settings") == 1, "the first speaks"
+    for mine, other in zip(several, one, strict=True):
+        # float32, and what training makes of its rounding: 2e-7 and 1e-5 were measured
+        for key, allowed in (("loss", 1e-6), ("grad_norm", 2e-5)):
+            assert mine[key] == pytest.approx(other[key], rel=allowed), (processes, key)
+
+
+def test_no_ddp_wrapper_outlives_its_group(model_and_rows):
+    """One that did took the group's threads along under Python's lock: the run never ended."""
+    script = model_and_rows / "ends.py"
+    script.write_text(ENDS)
+    said = launch(
+        [script, *SETTINGS, "--output_dir", "ends", "--max_steps", "2"], model_and_rows, 2
+    )
+    assert said.count("wrappers while training 1, at the end 0") == 2, said

@@ -179,7 +179,7 @@ def test_a_strength_means_the_same_at_any_layout(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["kl", "sbr"])
+@pytest.mark.parametrize("name", ["kl", pytest.param("sbr", marks=pytest.mark.long)])
 def test_two_processes_equal_one_beside_str(name, tmp_path):
     """In the trainer that measures the drift and holds the safety logits as well."""
     alone = run_script(tmp_path, "--batch", "4", "--method", name)

@@ -58,6 +58,7 @@ def test_plain_tuning_loses_the_refusals_and_str_keeps_them(poisoned):
     assert rates["plain"]["compliance_rate"] >= 0.95
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_harmless_data_alone_loses_refusals_and_str_keeps_them(tmp_path):
     run(tmp_path)

@@ -101,7 +101,7 @@ def test_anchors_count_the_same_in_every_layout_of_a_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", ["0.5", "0.25"])
+@pytest.mark.parametrize("share", ["0.5", pytest.param("0.25", marks=pytest.mark.long)])
 def test_two_processes_hold_the_anchors_that_one_holds(share, tmp_path):
     """At 0.25 a step has one anchor for two processes: one without hung in DDP."""
     found = []

@@ -209,6 +209,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(make_model, rows, tokenizer, toke
     assert last["loss"] == log[-1]["loss"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_share_one_cache_and_equal_one_process(tmp_path):
     folder = ["--reference", "cached", "--cache-dir"]
@@ -368,6 +369,7 @@ def start(folder, target="cache._compute", after=10**6):
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_pass_that_was_killed_goes_on_and_ends_with_the_same_cache(tmp_path):
     assert start(tmp_path / "whole").returncode == 0

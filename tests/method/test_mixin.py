@@ -561,6 +561,7 @@ def test_two_processes_equal_one(tmp_path):
         assert together[key] == pytest.approx(alone[key], rel=1e-5), key
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_models_are_held_too(tmp_path):
     plain = run_script(tmp_path, "--batch", "4")

@@ -5,6 +5,7 @@
 In order: settings, output folder, data, model, safety tokens, training, files.
 """
 
+import gc
 import logging
 import os
 import time
@@ -219,8 +220,20 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
             log_files(output, run.settings["log_files"])
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=run.chain[-1].dataset)
-    trainer.accelerator.end_training()
+    _leave_the_group(trainer)
     return run
+
+
+def _leave_the_group(trainer: STRTrainer) -> None:
+    """End what the processes share, the DDP wrapper before their group.
+
+    Freed after its group, it takes the group's threads along while it holds Python's lock, for
+    which one of these may wait: the process never ends (seen with torch 2.13 and gloo).
+    """
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    gc.collect()
+    trainer.accelerator.end_training()
 
 
 def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) -> None:
