@@ -121,5 +121,7 @@ def test_the_table_is_whole():
     assert len({command for _, command, _ in found}) == len(found)
     assert {wrong for wrong, _, _ in found} == WRONG
     commands = {command.partition(" ")[0].rstrip("+") for _, command, _ in found}
-    assert commands >= {"mine", "tune", "audit", "compare", "report", "demo"}
+    assert commands >= {
+        "mine", "tune", "audit", "compare", "report", "demo", "merge", "init", "try", "export",
+    }  # fmt: skip
     assert all(len(says) > 10 for _, _, says in found)

@@ -120,11 +120,11 @@ def mine(
             from .mine import explained
 
             lines, found["places"] = explained(chat, tokens, output.with_suffix(".svg"))
-            print("\n".join(lines), file=sys.stderr if as_json else None)
+            print(printable("\n".join(lines)), file=sys.stderr if as_json else None)
         if as_json:
             print_json(found)
         else:
-            print(f"{len(tokens)} safety tokens of {model} written to {output}.")
+            print(printable(f"{len(tokens)} safety tokens of {model} written to {output}."))
 
 
 @app.command(rich_help_panel=_BEGIN)
@@ -144,9 +144,8 @@ def init(
         if as_json:
             print_json({"written": str(output), "seen": lines})
         else:
-            print(
-                *lines, f"\nWritten: {output}", f"Next: moorline tune --config {output}", sep="\n"
-            )
+            lines += [f"\nWritten: {output}", f"Next: moorline tune --config {output}"]
+            print(printable("\n".join(lines)))
 
 
 @app.command(
@@ -178,7 +177,7 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
             with quiet():
                 settings = parse([each for each in context.args if each != "--dry-run"])
             lines = told(look(settings), settings)
-            print_json({"seen": lines}) if as_json else print(*lines, sep="\n")
+            print_json({"seen": lines}) if as_json else print(printable("\n".join(lines)))
             return
         from .tune import tune as run
         from .tune_summary import summary
@@ -219,12 +218,14 @@ def cache(context: typer.Context, as_json: Json = False) -> None:
 def try_out(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a chat model.")],
     rows: Annotated[str, typer.Argument(help="File of rows to learn, or hub id.")],
-    output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("moorline-try"),
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the files.")] = Path(
+        "moorline-try"
+    ),
     seed: Annotated[
-        list[int] | None, typer.Option(help="Seed; may be given again. Default: 0.")
+        list[int] | None, typer.Option(min=0, help="Seed; may be given again. Default: 0.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Prompts of each kind.")] = 200,
-    workers: Annotated[int, typer.Option(help="How many tunings at a time.")] = 1,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts of each kind.")] = 200,
+    workers: Annotated[int, typer.Option(min=1, help="How many tunings at a time.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Tune your model on your rows plainly and with three weights, audit all, say which to take."""
@@ -247,11 +248,11 @@ def try_out(
             return
         heads = ("", "attack success", "over-refusal", "perplexity")
         for name, *numbers in (heads, *tried.rows):
-            print(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers))
+            print(printable(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers)))
         advice = textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)
-        print("", *advice, f"\nWritten: {tried.page}", sep="\n")
+        print(printable("\n".join(["", *advice, f"\nWritten: {tried.page}"])))
         if tried.command:
-            print(f"To tune with it:\n  {tried.command}")
+            print(printable(f"To tune with it:\n  {tried.command}"))
 
 
 @app.command(rich_help_panel=_TUNE)
@@ -267,7 +268,8 @@ def merge(
         say(f"Merging {folder}; loading the libraries ...")
         from .merge import merge as run
 
-        found = run(folder, output or folder.with_name(f"{folder.name}-merged"))
+        whole = folder.resolve()  # '.' has no name
+        found = run(folder, output or whole.with_name(f"{whole.name}-merged"))
         if as_json:
             print_json(found._asdict())
         else:

@@ -59,6 +59,8 @@ def merge(folder: str | Path, output: str | Path) -> Merged:
         InputError: If there is no adapter, `output` holds something, or the merge says something
             else than the adapter.
     """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder. Give that of an adapter.")
     output, start = Path(output), lineage_of(str(folder))
     if start.adapter is None:
         raise InputError(
