@@ -265,8 +265,8 @@ def _prompt(format: Format, row: Row, kind: Kind, category: str, number: int) ->
     text, context = _needed(format, row, format.prompt), _first(row, format.context)
     # Of a list of turns the first: the sets that have lists have one turn.
     request = text[0] if isinstance(text, list) else text
-    for what, each in (("a prompt", request), ("its context", context)):
-        if not isinstance(each, str) and each is not None:
+    for what, each in (("a prompt", request), ("its context", "" if context is None else context)):
+        if not isinstance(each, str):
             raise InputError(
                 f"{row.place}: {what} must be text, got {type(each).__name__} ({str(each)[:60]})."
             )
