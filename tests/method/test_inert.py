@@ -183,7 +183,11 @@ def test_a_task_that_was_not_learned_is_told_in_python_too(
     assert "hardly learned" in caplog.text
     assert "nothing had to be held" in caplog.text
     caplog.clear()
-    log = [{"ce_loss": 4.0, "str/drift": 0.0}, {"eval_loss": 9.0}, {"ce_loss": 1.0, "str/drift": 1}]
+    log = [
+        {"ce_loss": 4.0, "str/max_abs": 0.0},
+        {"eval_loss": 9.0},
+        {"ce_loss": 1.0, "str/max_abs": 1},
+    ]
     with caplog.at_level(logging.WARNING, logger="moorline"):
         warn_of_little(log, 1e-3)
     assert not caplog.text

@@ -16,8 +16,9 @@ from moorline.errors import InputError
 from moorline.method.penalty import FORMS, DriftSum, difference, form, squared_drift
 
 IMPLEMENTATIONS = {
-    name: lambda z, z0, measure=each.drift: measure(difference(z, z0))
+    name: lambda z, z0, measure=each.drift: measure(difference(z, z0), z0)
     for name, each in FORMS.items()
+    if name != "kl"  # which is no square: see below
 }
 
 # float64 carries 53 bits; the sums here have at most some tens of terms of like size.
@@ -442,16 +443,116 @@ def test_in_both_forms_the_drift_is_blind_to_what_happens_outside_the_safety_tok
 # Forms
 
 
-def test_the_forms_are_the_papers_and_the_one_that_closes_its_hole():
+def test_the_forms_are_the_papers_and_two_of_probabilities():
     assert {name: each.normalised for name, each in FORMS.items()} == {
         "logit": False,
         "logprob": True,
+        "kl": True,
     }
-    assert form("logit") is FORMS["logit"]
-    assert form("logprob") is FORMS["logprob"]
+    for name, each in FORMS.items():
+        assert form(name) is each
 
 
 def test_an_unknown_form_is_refused_with_the_nearest():
-    words = r"Unknown `form` 'logprobs'\. Known: 'logit', 'logprob'\. Did you mean 'logprob'\?"
+    words = (
+        r"Unknown `form` 'logprobs'\. Known: 'kl', 'logit', 'logprob'\. Did you mean 'logprob'\?"
+    )
     with pytest.raises(InputError, match=words):
         form("logprobs")
+
+
+# KL over the safety tokens and the rest
+
+
+def _two(seed=0, size=7, num=6, dtype=torch.float64, scale=2.0):
+    """Log-probabilities of the first `num` of a vocabulary, of two models at some positions."""
+    generator = torch.Generator().manual_seed(seed)
+    found = scale * torch.randn(2, 5, size, generator=generator, dtype=torch.float64)
+    return (each[:, :num].to(dtype) for each in found.log_softmax(-1))
+
+
+def _kl(log_p, log_p0):
+    return FORMS["kl"].drift(log_p - log_p0, log_p0)
+
+
+def test_kl_is_its_formula():
+    for seed in range(4):
+        log_p, log_p0 = _two(seed, size=9, num=4)
+        total = 0.0
+        for row, row0 in zip(log_p.exp().tolist(), log_p0.exp().tolist(), strict=True):
+            one, other = [*row0, 1 - sum(row0)], [*row, 1 - sum(row)]
+            total += sum(a * math.log(a / b) for a, b in zip(one, other, strict=True))
+        found = _kl(log_p, log_p0)
+        assert float(found.total) == pytest.approx(total, rel=1e-9)
+        assert int(found.num_positions) == 5
+        assert float(found.max_abs) == float((log_p - log_p0).abs().max())
+
+
+def test_kl_and_its_gradient_are_0_where_nothing_moved_and_only_there():
+    for dtype in (torch.float32, torch.float64):
+        log_p, log_p0 = _two(dtype=dtype)
+        logits = torch.randn(5, 9, dtype=dtype, requires_grad=True)
+        same = logits.log_softmax(-1)[:, :4]
+        drift = _kl(same, same.detach()).total
+        drift.backward()
+        assert float(drift.detach()) == 0
+        assert float(logits.grad.abs().max()) < 1e-6
+        moved = _kl(log_p, log_p0).total
+        assert float(moved) > 0.1, "the control"
+
+
+@LAW
+@given(st.integers(0, 10_000), st.floats(0.1, 8.0))
+def test_kl_is_never_below_0(seed, scale):
+    log_p, log_p0 = _two(seed, scale=scale)
+    assert float(_kl(log_p, log_p0).total) >= -1e-9
+
+
+def test_kl_at_the_logits_is_what_the_model_says_too_much():
+    """As of cross-entropy: p - p0 at a safety token."""
+    logits = torch.randn(1, 6, dtype=torch.float64, requires_grad=True)
+    log_p0 = torch.randn(1, 6, dtype=torch.float64).log_softmax(-1)
+    _kl(logits.log_softmax(-1)[:, :3], log_p0[:, :3]).total.backward()
+    expected = logits.detach().softmax(-1) - log_p0.exp()
+    torch.testing.assert_close(logits.grad[:, :3], expected[:, :3])
+    assert float(logits.grad[:, :3].abs().max()) <= 1, "it never pulls harder than that"
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0, 10.0])
+def test_a_refusal_is_set_against_an_answer_by_the_weight_to_1(weight):
+    """The aligned model would refuse, the row answers: what training goes to."""
+    log_p0 = torch.tensor([[1e-9, 1.0 - 2e-9, 1e-9]], dtype=torch.float64).log()
+    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        log_p = logits.log_softmax(-1)
+        loss = -log_p[0, 0] + weight * _kl(log_p[:, 1:2], log_p0[:, 1:2]).total
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    refused = float(logits.detach().softmax(-1)[0, 1])
+    assert refused == pytest.approx(weight / (1 + weight), abs=1e-3)
+
+
+def test_kl_holds_nothing_where_the_aligned_model_would_not_refuse():
+    """So it costs a harmless task next to nothing, and it cannot see what is lost elsewhere."""
+    log_p0 = torch.tensor([[1e-7, 0.9]], dtype=torch.float64).log()
+    log_p = torch.tensor([[1e-4, 0.01]], dtype=torch.float64).log()
+    held = float(_kl(log_p[:, :1], log_p0[:, :1]).total)
+    assert held < 1e-3
+    squared = FORMS["logprob"].drift(log_p[:, :1] - log_p0[:, :1], log_p0[:, :1])
+    assert float(squared.total) > 40, "which a squared drift sees"
+
+
+def test_kl_of_extremes_is_finite_and_so_is_its_gradient():
+    values = [0.0, -1e-9, -1e-3, -5.0, -90.0, -200.0]
+    for log_p in values:
+        for log_p0 in values:
+            one = torch.tensor([[log_p, -201.0]], requires_grad=True)
+            found = _kl(one, torch.tensor([[log_p0, -202.0]])).total
+            found.backward()
+            assert torch.isfinite(found), (log_p, log_p0)
+            assert torch.isfinite(one.grad).all(), (log_p, log_p0)

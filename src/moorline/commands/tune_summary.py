@@ -14,6 +14,9 @@ def _figures(run: Run) -> tuple[list[float], list[float]]:
     return [each["ce_loss"] for each in logged], [each["str/drift"] or 0.0 for each in logged]
 
 
+_UNITS = {"logit": "squared logits", "logprob": "squared nats", "kl": "nats"}
+
+
 def summary(run: Run) -> str:
     """What a finished run left, and what to do next, for the terminal."""
     output, (losses, drifts) = run.settings["output_dir"], _figures(run)
@@ -26,7 +29,8 @@ def summary(run: Run) -> str:
     if losses:
         lines.append(
             f"Task loss {losses[0]:.3g} -> {losses[-1]:.3g}; drift {drifts[0]:.3g} -> "
-            f"{drifts[-1]:.3g} squared logits."
+            f"{drifts[-1]:.3g} {_UNITS.get(run.settings.get('str_form', 'logit'), '')}".rstrip()
+            + "."
         )
     lines += _kept(run)
     served = f"{output.rstrip('/')}-merged" if adapted else output

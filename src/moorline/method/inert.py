@@ -39,7 +39,7 @@ _STEPS = 10
 _ERRORS, _SHARE = 3.0, 0.01
 # Squared logits, so a hundredth of a logit: 60 rows at a rate of 2e-5 moved 7.6e-6, and learned
 # nothing.
-_NO_DRIFT = 1e-4
+_NO_MOVE = 1e-2
 
 
 class _Mass(NamedTuple):
@@ -304,15 +304,16 @@ def warn_of_little(log: Sequence[Mapping[str, Any]], learning_rate: float | None
     """
     logged = [each for each in log if each.get("ce_loss") is not None]
     losses = [each["ce_loss"] for each in logged]
-    drifts = [each.get("str/drift") or 0.0 for each in logged]
+    moved = [each.get("str/max_abs") or 0.0 for each in logged]
     if len(losses) > 1 and losses[-1] > 0.9 * losses[0]:
         _log.warning(
             "The task loss went from %.3g to %.3g, which is less than a tenth: the task is hardly "
             "learned, so kept refusals show little. Raise `learning_rate` (now %g) or "
             "`num_train_epochs`.", losses[0], losses[-1], learning_rate or 0.0,
         )  # fmt: skip
-    if drifts and max(drifts) < _NO_DRIFT:
+    if moved and max(moved) < _NO_MOVE:
         _log.warning(
-            "The drift never passed %.2g: the model hardly moved, so nothing had to be held.",
-            max(drifts),
+            "No safety token moved by more than %.2g: the model hardly moved, so nothing had to be "
+            "held.",
+            max(moved),
         )

@@ -218,7 +218,8 @@ class Regularizer:
                 "The model was called without a gradient, so the drift would train nothing. Call "
                 "the model with gradients first."
             )
-        found = self.form.drift(record.difference)
+        assert record.z0 is not None
+        found = self.form.drift(record.difference, record.z0)
         self._check_finite(found, record, part, training=trains and self.model.training)
         if positions is not all_positions:
             scaled = found.total / self.settings.reference_fraction

@@ -73,6 +73,11 @@ class STRSettings:
     def __post_init__(self) -> None:
         if self.budget is not None:
             WeightController(self.budget)
+            if self.form == "kl":
+                raise InputError(
+                    "`budget` is a root mean square, which `form` 'kl' has none of. Give `weight`, "
+                    "or another form."
+                )
             if self.weight is not None:
                 raise InputError(
                     f"`weight` {self.weight} and `budget` {self.budget} are both given, and a "
