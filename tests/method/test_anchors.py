@@ -62,36 +62,40 @@ def test_the_untouched_model_has_no_anchor_drift_and_a_moved_one_has(
     assert found["moved"] > 1e-2
 
 
+@pytest.mark.parametrize("form", ["logit", "kl"])
 def test_anchors_hold_the_probability_of_refusals(
-    make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file
+    form, make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file
 ):
     def last(**changes):
         trainer = anchored(
             get_peft_model(make_model(), lora()), rows, tokenizer, own_tokens, tmp_path,
-            anchors_file, max_steps=25, **changes,
+            anchors_file, max_steps=25, str_form=form, **changes,
         )  # fmt: skip
         return trained(trainer)[1][-1]["str/anchor_drift"]
 
-    held, barely = last(str_weight=3.0), last(str_weight=1e-6)
-    assert barely > 0.05
+    # a random model says a safety token seldom, so that KL counts for little there
+    held, barely = last(str_weight=3.0 if form == "logit" else 100.0), last(str_weight=1e-6)
+    assert barely > (0.05 if form == "logit" else 1e-3)
     assert held < 0.2 * barely
 
 
 LAYOUTS = [(4, 1), (1, 4), (2, 2)]
 
 
+@pytest.mark.parametrize("form", ["logit", "kl"])
 def test_anchors_count_the_same_in_every_layout_of_a_batch(
-    make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file
+    form, make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file
 ):
     found = []
     for batch, accumulation in LAYOUTS:
         trainer = anchored(
             moved(make_model), rows, tokenizer, own_tokens, tmp_path, anchors_file,
             per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+            str_form=form,
         )  # fmt: skip
         _, log = trained(trainer)
         found.append(log[0])
-    assert found[0]["str/anchor_drift"] > 1e-2
+    assert found[0]["str/anchor_drift"] > (1e-2 if form == "logit" else 1e-4)
     expected = 2 * (found[0]["str/drift"] + found[0]["str/anchor_drift"])
     assert found[0]["str/weighted"] == pytest.approx(expected, rel=1e-5)
     for entry in found[1:]:

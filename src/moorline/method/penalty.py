@@ -136,11 +136,16 @@ class Form(NamedTuple):
     normalised: bool
     """Whether z are log-probabilities over the whole vocabulary, rather than logits."""
 
+    at_anchors: Callable[[Tensor, Tensor], DriftSum] = lambda difference, _: squared_drift(
+        difference
+    )
+    """The same for anchors, from log p - log p0 and log p0, whatever z are."""
+
 
 FORMS: dict[str, Form] = {
     "logit": Form(lambda difference, _: squared_drift(difference), normalised=False),
     "logprob": Form(lambda difference, _: squared_drift(difference), normalised=True),
-    "kl": Form(kl_drift, normalised=True),
+    "kl": Form(kl_drift, normalised=True, at_anchors=kl_drift),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `kl` holds
 where the aligned model would refuse."""
