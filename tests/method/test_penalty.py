@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moorline.errors import InputError
-from moorline.method.penalty import FORMS, DriftSum, difference, form, squared_drift
+from moorline.method.penalty import (
+    FLOOR,
+    FORMS,
+    DriftSum,
+    difference,
+    form,
+    kl_drift,
+    squared_drift,
+)
 
 IMPLEMENTATIONS = {
     name: lambda z, z0, measure=each.drift: measure(difference(z, z0), z0)
@@ -471,8 +479,17 @@ def _two(seed=0, size=7, num=6, dtype=torch.float64, scale=2.0):
     return (each[:, :num].to(dtype) for each in found.log_softmax(-1))
 
 
-def _kl(log_p, log_p0):
-    return FORMS["kl"].drift(log_p - log_p0, log_p0)
+def _kl(log_p, log_p0, floor=0.0):
+    return kl_drift(log_p - log_p0, log_p0, floor=floor)
+
+
+def test_the_form_is_kl_and_a_little_of_the_squared_drift():
+    log_p, log_p0 = _two()
+    difference = log_p - log_p0
+    found = FORMS["kl"].drift(difference, log_p0).total
+    parts = _kl(log_p, log_p0).total + FLOOR * squared_drift(difference).total
+    torch.testing.assert_close(found, parts)
+    assert found > _kl(log_p, log_p0).total
 
 
 def test_kl_is_its_formula():
@@ -538,7 +555,7 @@ def test_a_refusal_is_set_against_an_answer_by_the_weight_to_1(weight):
 
 
 def test_kl_holds_nothing_where_the_aligned_model_would_not_refuse():
-    """So it costs a harmless task next to nothing, and it cannot see what is lost elsewhere."""
+    """So it costs a harmless task next to nothing; the floor is for what is lost elsewhere."""
     log_p0 = torch.tensor([[1e-7, 0.9]], dtype=torch.float64).log()
     log_p = torch.tensor([[1e-4, 0.01]], dtype=torch.float64).log()
     held = float(_kl(log_p[:, :1], log_p0[:, :1]).total)

@@ -81,26 +81,34 @@ def squared_drift(difference: Float[Tensor, "position safety"]) -> DriftSum:
     )
 
 
+FLOOR = 0.03
+"""Share of the squared drift in form `kl`: for where the aligned model would not refuse."""
+
+
 def kl_drift(
     difference: Float[Tensor, "position safety"],
     reference_values: Float[Tensor, "position safety"],
+    floor: float = FLOOR,
 ) -> DriftSum:
     r"""KL divergence of the next token, told apart only as far as it is a safety token.
 
         drift(t) = sum over v in S of p0(v) log(p0(v) / p(v))  +  r0 log(r0 / r)      in nats
         r        = 1 - sum over v in S of p(v)                 the rest of the vocabulary, as one
+                 + floor * mean over v in S of (log p(v) - log p0(v))^2
 
-    At a context where the aligned model would refuse, S has nearly all of p0, and weight w sets the
-    refusal against the row's answer by w to 1: the minimum of cross-entropy plus w times the drift
-    gives the refusal w / (1 + w). Where it would not refuse, p0 has little on S, and nearly nothing
-    is held. Near 0 it is about p0 d^2 / 2 at each token, d = log p - log p0.
+    Where the aligned model would refuse, S has nearly all of p0, and weight w sets the refusal
+    against the row's answer by w to 1: the minimum of cross-entropy plus w times the drift gives
+    the refusal w / (1 + w). Where it would not refuse, p0 has little on S, and KL holds nearly
+    nothing: near 0 it is p0 d^2 / 2 at each token, d = log p - log p0. On harmless data alone
+    refusals go then (74 % of harmful prompts answered where the floor left 1 %; docs/method.md), so
+    that a little of the squared drift is kept.
 
-    What it cannot see: refusals at contexts that the training never visits. Where no row calls for
-    one it holds next to nothing, and anchors have to. And any exchange of tokens outside S.
+    What it cannot see: any exchange of tokens outside S.
 
     Args:
         difference: log p - log p0. Shape `(position, safety)`, in float32 or wider.
         reference_values: log p0. Shape `(position, safety)`.
+        floor: Share of the squared drift, in nats a squared nat, 0 or more.
 
     Returns:
         As `squared_drift`, `total` in nats. It is 0 where the two are equal, and so is its gradient
@@ -112,14 +120,15 @@ def kl_drift(
 
     Example:
         >>> p, p0 = torch.tensor([[0.25]]), torch.tensor([[0.5]])
-        >>> kl_drift(p.log() - p0.log(), p0.log()).total  # log(2) / 2 + log(2 / 3) / 2
+        >>> kl_drift(p.log() - p0.log(), p0.log(), floor=0).total  # log(2) / 2 + log(2 / 3) / 2
         tensor(0.1438)
     """
     of_reference = reference_values.detach().to(difference.dtype)
     rest0, rest = _rest(of_reference), _rest(of_reference + difference)
     of_tokens = -(of_reference.exp() * difference).sum(dim=-1)
-    total = (of_tokens + rest0 * (rest0.log() - rest.log())).sum()
-    return squared_drift(difference)._replace(total=total)
+    squared = squared_drift(difference)
+    total = (of_tokens + rest0 * (rest0.log() - rest.log())).sum() + floor * squared.total
+    return squared._replace(total=total)
 
 
 def _rest(log_p: Float[Tensor, "position safety"]) -> Float[Tensor, " position"]:
