@@ -120,7 +120,7 @@ def kl_drift(
 
     Example:
         >>> p, p0 = torch.tensor([[0.25]]), torch.tensor([[0.5]])
-        >>> kl_drift(p.log() - p0.log(), p0.log(), floor=0).total  # log(2) / 2 + log(2 / 3) / 2
+        >>> kl_drift(p.log() - p0.log(), p0.log(), floor=0.0).total  # log(2) / 2 + log(2 / 3) / 2
         tensor(0.1438)
     """
     of_reference = reference_values.detach().to(difference.dtype)
