@@ -531,7 +531,9 @@ def test_a_second_run_waits_for_the_first_to_build_their_cache(run, rows, tmp_pa
     def hold():
         with FileLock(path):
             is_held.set()
-            time.sleep(1)
+            until = time.monotonic() + 60  # a second was too short on a busy machine
+            while "another run is building" not in caplog.text and time.monotonic() < until:
+                time.sleep(0.05)
 
     threading.Thread(target=hold).start()
     is_held.wait()
