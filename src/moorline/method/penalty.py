@@ -93,8 +93,8 @@ def kl_drift(
     r"""KL divergence of the next token, told apart only as far as it is a safety token.
 
         drift(t) = sum over v in S of p0(v) log(p0(v) / p(v))  +  r0 log(r0 / r)      in nats
-        r        = 1 - sum over v in S of p(v)                 the rest of the vocabulary, as one
                  + floor * mean over v in S of (log p(v) - log p0(v))^2
+        r        = 1 - sum over v in S of p(v)                 the rest of the vocabulary, as one
 
     Where the aligned model would refuse, S has nearly all of p0, and weight w sets the refusal
     against the row's answer by w to 1: the minimum of cross-entropy plus w times the drift gives
@@ -136,6 +136,10 @@ def _rest(log_p: Float[Tensor, "position safety"]) -> Float[Tensor, " position"]
     return (1 - log_p.exp().sum(dim=-1)).clamp(min=torch.finfo(log_p.dtype).eps)
 
 
+def _squares(difference: Tensor, _reference_values: Tensor) -> DriftSum:
+    return squared_drift(difference)
+
+
 class Form(NamedTuple):
     """A member of the family: what is compared, and how its drift is measured."""
 
@@ -145,15 +149,13 @@ class Form(NamedTuple):
     normalised: bool
     """Whether z are log-probabilities over the whole vocabulary, rather than logits."""
 
-    at_anchors: Callable[[Tensor, Tensor], DriftSum] = lambda difference, _: squared_drift(
-        difference
-    )
+    at_anchors: Callable[[Tensor, Tensor], DriftSum]
     """The same for anchors, from log p - log p0 and log p0, whatever z are."""
 
 
 FORMS: dict[str, Form] = {
-    "logit": Form(lambda difference, _: squared_drift(difference), normalised=False),
-    "logprob": Form(lambda difference, _: squared_drift(difference), normalised=True),
+    "logit": Form(_squares, normalised=False, at_anchors=_squares),
+    "logprob": Form(_squares, normalised=True, at_anchors=_squares),
     "kl": Form(kl_drift, normalised=True, at_anchors=kl_drift),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `kl` holds
