@@ -77,6 +77,7 @@ def tokens(tokenizer):
     return SafetyTokens(
         ids=ids, strings=tuple(tokenizer.decode([each]) for each in ids),
         scores=(0.9, 0.8, 0.7, 0.6, 0.5), vocab_size=len(tokenizer),
+        spreads=(0.5, 1.0, 1.0, 2.0, 4.0),
     )  # fmt: skip
 
 

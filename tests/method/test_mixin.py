@@ -22,6 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from moorline import InputError, STRConfig, STRTrainer
+from moorline.method.penalty import FORMS
 from moorline.method.strength import Part
 
 
@@ -64,7 +65,7 @@ UNTOUCHED = {
 }
 
 
-@pytest.mark.parametrize("form", ["logit", "logprob", "kl"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", UNTOUCHED)
 def test_drift_and_gradient_of_the_untouched_model_are_exactly_zero(
     case, form, make_model, rows, tokenizer, tokens, tmp_path
@@ -84,7 +85,7 @@ def test_drift_and_gradient_of_the_untouched_model_are_exactly_zero(
     assert gradient <= (1e-6 if form == "kl" else 0.0)
 
 
-@pytest.mark.parametrize("form", ["logit", "logprob", "kl"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("adapter", [None, {}])
 def test_drift_and_gradient_of_a_moved_model_are_not_zero(
     adapter, form, make_model, rows, tokenizer, tokens, tmp_path
@@ -155,7 +156,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["logit", "logprob", "kl"])
+@pytest.mark.parametrize("form", FORMS)
 def test_the_weight_means_the_same_in_every_layout_of_a_batch(
     form, make_model, rows, tokenizer, tokens, tmp_path
 ):

@@ -451,11 +451,12 @@ def test_in_both_forms_the_drift_is_blind_to_what_happens_outside_the_safety_tok
 # Forms
 
 
-def test_the_forms_are_the_papers_and_two_of_probabilities():
-    assert {name: each.normalised for name, each in FORMS.items()} == {
-        "logit": False,
-        "logprob": True,
-        "kl": True,
+def test_the_forms_are_the_papers_its_own_in_spreads_and_two_of_probabilities():
+    assert {name: (each.normalised, each.scaled) for name, each in FORMS.items()} == {
+        "logit": (False, False),
+        "logprob": (True, False),
+        "standardised": (False, True),
+        "kl": (True, False),
     }
     for name, each in FORMS.items():
         assert form(name) is each
@@ -463,7 +464,8 @@ def test_the_forms_are_the_papers_and_two_of_probabilities():
 
 def test_an_unknown_form_is_refused_with_the_nearest():
     words = (
-        r"Unknown `form` 'logprobs'\. Known: 'kl', 'logit', 'logprob'\. Did you mean 'logprob'\?"
+        r"Unknown `form` 'logprobs'\. Known: 'kl', 'logit', 'logprob', 'standardised'\. "
+        r"Did you mean 'logprob'\?"
     )
     with pytest.raises(InputError, match=words):
         form("logprobs")

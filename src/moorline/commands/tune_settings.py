@@ -27,7 +27,8 @@ Moorline
   --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
                                  [3]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.125]
-  --str_form NAME                Form of the drift: logit (the paper's), logprob or kl. [logit]
+  --str_form NAME                Form of the drift: logit (the paper's), logprob, standardised
+                                 or kl. [logit]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]
   --str_reference NAME           Where the reference comes from: auto, adapter_off, frozen_copy or
                                  cached. [auto]

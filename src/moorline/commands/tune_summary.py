@@ -14,7 +14,10 @@ def _figures(run: Run) -> tuple[list[float], list[float]]:
     return [each["ce_loss"] for each in logged], [each["str/drift"] or 0.0 for each in logged]
 
 
-_UNITS = {"logit": "squared logits", "logprob": "squared nats", "kl": "nats"}
+_UNITS = {
+    "logit": "squared logits", "logprob": "squared nats", "kl": "nats",
+    "standardised": "squared spreads",
+}  # fmt: skip
 
 
 def summary(run: Run) -> str:

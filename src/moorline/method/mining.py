@@ -42,6 +42,7 @@ from .capture import base_of, head_of
 from .reading import Answered, Reader
 from .safety_tokens import SafetyTokens, tokenizer_fingerprint
 from .salience import Cells, Place, Reading, cells, most, places, read
+from .spread import spreads
 from .templates import (
     MINING_HARMLESS_PROMPTS,
     MINING_PROMPTS,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 # measured: docs/method.md, "Choosing the set"
 DEFAULT_MAX_TOKENS = 64
 _LONGEST_REFUSAL = 48
+# Answers of each kind over which the spread of a logit is measured: some hundred positions.
+_SPREAD_OVER = 6
 
 
 class _Found(NamedTuple):
@@ -122,7 +125,8 @@ def mine_safety_tokens(
     reading = Reading(asked, reader.nats(batch_size=batch_size, progress=tell))
     opening_mass = _opening_mass(reading, openings, min_mass)
     openers = {answer[0] for each in asked for answer in each.answers}
-    used = _used(reader, harmless_prompts, _begins(asked, openings), batch_size, tell)
+    helped = _answered(reader, harmless_prompts, batch_size, tell)
+    used = _used(chat, helped, _begins(asked, openings))
     harmful, special = cells(reading), set(tokenizer.all_special_ids)
     found = _by_token(tokenizer, harmful, (used - openers) | special)
     kept = _ranked(found, min_score)
@@ -139,6 +143,7 @@ def mine_safety_tokens(
         vocab_size=head_of(model).weight.shape[0],
         templates=tuple(templates),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        spreads=tuple(float(f"{each:.6g}") for each in _spreads(chat, reading, helped, kept)),
         mined={
             **_origin(model), "max_tokens": max_tokens, "min_score": min_score,
             "min_contrast": min_contrast, "own_refusals": own_refusals, "variants": variants,
@@ -316,12 +321,19 @@ def _by_token(tokenizer: Any, harmful: Cells, unfit: set[int]) -> dict[int, _Fou
     return best
 
 
+def _answered(
+    reader: Reader, prompts: Sequence[str], batch_size: int, tell: Callable[[int], None]
+) -> list[tuple[list[int], list[int]]]:
+    """Prompts as a model reads them, with its greedy answers."""
+    if not prompts:
+        return []
+    rows = [reader.chat.render(prompt) for prompt in prompts]
+    answers = reader.greedy(rows, max_new_tokens=64, batch_size=batch_size, progress=tell)
+    return list(zip(rows, answers, strict=True))
+
+
 def _used(
-    reader: Reader,
-    prompts: Sequence[str],
-    refusals: set[tuple[int, ...]],
-    batch_size: int,
-    tell: Callable[[int], None],
+    chat: ChatModel, helped: Sequence[tuple[list[int], list[int]]], refusals: set[tuple[int, ...]]
 ) -> set[int]:
     """The tokens of a model's answers to harmless prompts, but for those that refuse.
 
@@ -329,24 +341,33 @@ def _used(
     words of help.
 
     Args:
-        reader: Of the model.
-        prompts: Harmless prompts.
+        chat: The model.
+        helped: The prompts with its answers.
         refusals: How refusals begin, as tokens.
-        batch_size: Answers in one forward call at most.
-        tell: Called with the number of prompts done since the last call.
     """
-    if not prompts:
+    helpful = [each for _, each in helped if not _refuses(each, refusals)]
+    if not helpful:
         return set()
-    chat = reader.chat
-    rows = [chat.render(prompt) for prompt in prompts]
-    answers = reader.greedy(rows, max_new_tokens=64, batch_size=batch_size, progress=tell)
-    helpful = [each for each in answers if not _refuses(each, refusals)]
     texts = chat.tokenizer.batch_decode(helpful, skip_special_tokens=True)
     # With a space before: inside an answer and at its beginning a word is another token.
     spaced = [each for text in texts for each in (text, f" {text}")]
     return {
         token for ids in chat.tokenizer(spaced, add_special_tokens=False).input_ids for token in ids
     }
+
+
+def _spreads(
+    chat: ChatModel,
+    reading: Reading,
+    helped: Sequence[tuple[list[int], list[int]]],
+    kept: Sequence[int],
+) -> list[float]:
+    """The spread of each token's logit, in a few answers of help and as many likely refusals."""
+    rows = [(context, answer) for context, answer in helped if answer][:_SPREAD_OVER]
+    for (context, answers), nats in list(zip(*reading, strict=True))[:_SPREAD_OVER]:
+        likeliest = max(range(len(answers)), key=lambda index: sum(nats[index]))
+        rows.append((context, answers[likeliest]))
+    return spreads(chat, rows, kept)
 
 
 def _refuses(answer: Sequence[int], refusals: set[tuple[int, ...]]) -> bool:

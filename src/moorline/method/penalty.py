@@ -149,17 +149,22 @@ class Form(NamedTuple):
     normalised: bool
     """Whether z are log-probabilities over the whole vocabulary, rather than logits."""
 
+    scaled: bool
+    """Whether z - z0 is divided by the spread of each logit before (`spread.py`)."""
+
     at_anchors: Callable[[Tensor, Tensor], DriftSum]
     """The same for anchors, from log p - log p0 and log p0, whatever z are."""
 
 
 FORMS: dict[str, Form] = {
-    "logit": Form(_squares, normalised=False, at_anchors=_squares),
-    "logprob": Form(_squares, normalised=True, at_anchors=_squares),
-    "kl": Form(kl_drift, normalised=True, at_anchors=kl_drift),
+    "logit": Form(_squares, normalised=False, scaled=False, at_anchors=_squares),
+    "logprob": Form(_squares, normalised=True, scaled=False, at_anchors=_squares),
+    "standardised": Form(_squares, normalised=False, scaled=True, at_anchors=_squares),
+    "kl": Form(kl_drift, normalised=True, scaled=False, at_anchors=kl_drift),
 }
-"""The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `kl` holds
-where the aligned model would refuse."""
+"""The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `standardised`
+is `logit` in the unit of each logit's spread, so that a weight means more alike in other models;
+`kl` holds where the aligned model would refuse."""
 
 
 def form(name: str) -> Form:

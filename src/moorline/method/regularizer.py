@@ -20,6 +20,7 @@ from .positions import PositionRule, draw_rows, needed_part
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
 from .settings import NO_ANCHORS, STRSettings
+from .spread import spreads_of
 from .strength import Part, Strength
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Regularizer:
         self.settings = STRSettings() if settings is None else settings
         self.form = penalty.form(self.settings.form)
         self.rule = PositionRule.parse(self.settings.positions)
+        self._spreads = spreads_of(tokens) if self.form.scaled else None
         self._num_watched, self._own_steps = 0, OwnSteps(model)
         self.vigil = Vigil()
         """Watches the first steps of a training."""
@@ -219,7 +221,10 @@ class Regularizer:
                 "the model with gradients first."
             )
         assert record.z0 is not None
-        found = self.form.drift(record.difference, record.z0)
+        difference = record.difference
+        if self._spreads is not None:
+            difference = difference / self._spreads.to(difference.device)
+        found = self.form.drift(difference, record.z0)
         self._check_finite(found, record, part, training=trains and self.model.training)
         if positions is not all_positions:
             scaled = found.total / self.settings.reference_fraction

@@ -64,6 +64,10 @@ class SafetyTokens:
     tokenizer_fingerprint: str | None = None
     """`tokenizer_fingerprint` of the tokenizer; None means that it is not checked."""
 
+    spreads: tuple[float, ...] = ()
+    """Standard deviation of each one's logit in the answers that it was mined from, above 0; none
+    where it was not measured. The unit of form `standardised` (`spread.py`)."""
+
     mined: dict[str, Any] = field(default_factory=dict)
     """How they were mined: method, model, settings, versions. For people; nothing reads it."""
 
@@ -72,6 +76,7 @@ class SafetyTokens:
         object.__setattr__(self, "strings", tuple(self.strings))
         object.__setattr__(self, "scores", tuple(float(score) for score in self.scores))
         object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "spreads", tuple(float(each) for each in self.spreads))
         if not self.ids:
             raise InputError(
                 "`safety_tokens` is an empty set: with nothing to hold, training would be "
@@ -92,6 +97,13 @@ class SafetyTokens:
             )
         if not all(math.isfinite(score) for score in self.scores):
             raise InputError("`safety_tokens` holds a score that is not a finite number.")
+        if self.spreads and len(self.spreads) != len(self.ids):
+            raise InputError(
+                f"`safety_tokens` needs one spread per id or none, got {len(self.spreads)} for "
+                f"{len(self.ids)} ids."
+            )
+        if not all(0 < each < math.inf for each in self.spreads):
+            raise InputError("`safety_tokens` holds a spread that is no number above 0.")
 
     def __len__(self) -> int:
         return len(self.ids)
