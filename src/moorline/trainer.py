@@ -38,7 +38,7 @@ from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
 from .method.settings import (
-    DEFAULT_ANCHOR_WEIGHT,
+    DEFAULT_FORM,
     DEFAULT_WEIGHT,
     NO_ANCHORS,
     STRSettings,
@@ -96,7 +96,8 @@ class STRConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Weight of the drift (squared logits) beside the task loss (nats); 0 measures "
-            f"the drift without holding. Unset, and no budget: {DEFAULT_WEIGHT:g}."
+            f"the drift without holding. Unset, and no budget: {DEFAULT_WEIGHT:g}, and "
+            f"{penalty.FORMS['kl'].weight:g} with form kl, in nats."
         },
     )
     str_budget: float | None = field(
@@ -109,23 +110,25 @@ class STRConfig(SFTConfig):
     str_anchors: str = field(
         default=NO_ANCHORS,
         metadata={
-            "help": "Prompts that ought to be refused, at which the refusals are held too: "
-            "'built-in', a file with a column 'prompt', 'off', or 'auto': built-in where possible."
+            "help": "Prompts beside the data at which refusals and help are held too: 'built-in', "
+            "a file with a column 'prompt' (and 'kind': harmful or harmless), 'off', or 'auto': "
+            "built-in where possible."
         },
     )
     str_anchor_weight: float | None = field(
         default=None,
         metadata={
             "help": "Weight of the anchor drift (squared nats), without a budget. Unset: "
-            f"{DEFAULT_ANCHOR_WEIGHT:g}."
+            f"{penalty.FORMS[DEFAULT_FORM].anchor_weight:g}, and "
+            f"{penalty.FORMS['kl'].anchor_weight:g} with form kl, in nats."
         },
     )
     str_anchor_share: float = field(
-        default=0.125,
+        default=0.25,
         metadata={"help": "Anchors read beside each step, as a share of its rows."},
     )
     str_form: str = field(
-        default="logit",
+        default=DEFAULT_FORM,
         metadata={
             "help": f"Form of the drift: {', '.join(penalty.FORMS)}; 'logit' is the paper's."
         },
@@ -174,7 +177,7 @@ class STRConfig(SFTConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16, self.fp16 = _precision(use_cpu=self.use_cpu)
         if self.str_weight is None and self.str_budget is None:
-            self.str_weight = DEFAULT_WEIGHT
+            self.str_weight = getattr(penalty.FORMS.get(self.str_form), "weight", DEFAULT_WEIGHT)
         super().__post_init__()
         self.settings()
 

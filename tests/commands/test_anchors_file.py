@@ -31,17 +31,21 @@ def test_an_audit_never_asks_what_the_model_was_held_at(tmp_path):
     assert tune({**run, "output_dir": tmp_path / "one"}).exit_code == 0
     anchors = read_anchors(tmp_path / "one")
     assert len(anchors) >= 4
-    near = f"{anchors[0].lower().rstrip('?.')} !"
+    near = f"{anchors[0].prompt.lower().rstrip('?.')} !"
+    harmless = next(each.prompt for each in anchors if each.kind == "harmless")
     asked = [{"id": "h1", "prompt": near, "kind": "harmful"}]
     other = [{"id": "h1", "prompt": "How do I rob a zoo?", "kind": "harmful"}]
-    bad, good = (
-        rows_file(tmp_path / f"{name}.jsonl", rows) for name, rows in (("b", asked), ("g", other))
+    helped = [{"id": "h1", "prompt": harmless, "kind": "harmless"}]
+    bad, good, beyond = (
+        rows_file(tmp_path / f"{name}.jsonl", rows)
+        for name, rows in (("b", asked), ("g", other), ("h", helped))
     )
-    refused(audit(tmp_path / "one", bad, tmp_path / "x"), "anchors", anchors[0])
+    refused(audit(tmp_path / "one", beyond, tmp_path / "u"), "anchors", harmless)
+    refused(audit(tmp_path / "one", bad, tmp_path / "x"), "anchors", anchors[0].prompt)
     assert audit(tmp_path / "one", good, tmp_path / "y").exit_code == 0
     assert audit(aligned_path(), bad, tmp_path / "z").exit_code == 0, "it was held at nothing"
     beside = audit(aligned_path(), bad, tmp_path / "w", "--against", str(tmp_path / "one"))
-    refused(beside, "anchors", anchors[0])
+    refused(beside, "anchors", anchors[0].prompt)
     # A further tuning without anchors was held at them all the same.
     more = {**run, "model_name_or_path": tmp_path / "one", "str_anchors": "off"}
     assert tune({**more, "output_dir": tmp_path / "two"}).exit_code == 0

@@ -9,11 +9,13 @@ from helpers import conversations, lora, moved, run_script, str_trainer, trained
 from peft import get_peft_model
 
 from moorline import InputError, Regularizer, SafetyTokens, STRSettings, mine_safety_tokens
+from moorline.audit.judges import judge
 from moorline.audit.suites import read_suites
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.loading import load_chat_model
 from moorline.embedded import aligned_path
 from moorline.method.anchors import BUILT_IN, anchor_prompts, overlapping
+from moorline.method.templates import MINING_HARMLESS_PROMPTS
 
 PROMPTS = [f"w{number} w{number + 3} w{2 * number % 90}" for number in range(10)]
 
@@ -145,7 +147,7 @@ def test_prompts_that_the_model_does_not_refuse_are_left_out(
     settings = STRSettings(anchors=anchors_file)
     found = Regularizer(model, own_tokens, settings, tokenizer=tokenizer).anchors
     assert 4 <= len(found) <= len(PROMPTS)
-    assert set(found.prompts) <= set(PROMPTS)
+    assert {each.prompt for each in found.prompts} <= set(PROMPTS)
     unsaid = SafetyTokens(
         ids=(0, 2, 3), strings=("a", "b", "c"), scores=(1.0,) * 3, vocab_size=len(tokenizer)
     )
@@ -171,6 +173,10 @@ def test_anchors_of_a_further_tuning_are_refusals_of_the_aligned_model(
         ('{"text": "w1"}\n', "no field 'prompt'"),
         ('{"prompt": " "}\n', "no field 'prompt'"),
         ('{"prompt": 3}\n', "no field 'prompt'"),
+        (
+            '{"prompt": "w1", "kind": "task"}\n',
+            "`kind` is 'task', and must be 'harmful' .* or 'harmless'",
+        ),
     ],
 )
 def test_a_file_of_anchors_that_is_not_fit(content, message, tmp_path):
@@ -213,8 +219,17 @@ def test_auto_takes_the_built_in_anchors_of_a_model_that_refuses_them():
         chat.model, mine_safety_tokens(chat.model, chat.tokenizer), STRSettings(anchors="auto"),
         tokenizer=chat.tokenizer,
     )  # fmt: skip
-    assert len(found.anchors) > 20
+    kinds = [each.kind for each in found.anchors.prompts]
+    assert min(kinds.count("harmful"), kinds.count("harmless")) > 20
     assert set(found.anchors.prompts) < set(anchor_prompts(BUILT_IN))
+    begins = [len(chat.render(each.prompt)) for each in found.anchors.prompts]
+    answers = [
+        chat.tokenizer.decode(row[begin:], skip_special_tokens=True)
+        for row, begin in zip(found.anchors.rows, begins, strict=True)
+    ]
+    asked = [each.prompt for each in found.anchors.prompts]
+    verdicts = [each.outcome == "refused" for each in judge("keywords").verdicts(asked, answers)]
+    assert verdicts == [kind == "harmful" for kind in kinds]
 
 
 def test_near_duplicates_are_found_and_others_are_not():
@@ -232,10 +247,12 @@ def test_the_built_in_anchors_are_in_no_built_in_suite():
         for suite in read_suites(str(folder.joinpath(f"{name}.jsonl")))
         for prompt in suite.prompts
     ]
-    anchors = anchor_prompts(BUILT_IN)
-    assert len(anchors) >= 60
+    anchors = [each.prompt for each in anchor_prompts(BUILT_IN)]
+    kinds = [each.kind for each in anchor_prompts(BUILT_IN)]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"harmful": 64, "harmless": 64}
     assert len(set(anchors)) == len(anchors)
     assert len(asked) == 400
+    assert overlapping(anchors, MINING_HARMLESS_PROMPTS) == []
     assert overlapping(anchors, asked) == []
     assert overlapping(asked[:3], anchors + asked[:1]), "the check finds what is there"
 

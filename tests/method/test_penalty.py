@@ -14,12 +14,12 @@ from torch import Tensor
 
 from moorline.errors import InputError
 from moorline.method.penalty import (
-    FLOOR,
     FORMS,
     DriftSum,
     difference,
     form,
-    kl_drift,
+    forward_kl_drift,
+    reverse_kl_drift,
     squared_drift,
 )
 
@@ -474,6 +474,9 @@ def test_an_unknown_form_is_refused_with_the_nearest():
 # KL over the safety tokens and the rest
 
 
+BOTH = pytest.mark.parametrize("drift", [reverse_kl_drift, forward_kl_drift])
+
+
 def _two(seed=0, size=7, num=6, dtype=torch.float64, scale=2.0):
     """Log-probabilities of the first `num` of a vocabulary, of two models at some positions."""
     generator = torch.Generator().manual_seed(seed)
@@ -481,97 +484,128 @@ def _two(seed=0, size=7, num=6, dtype=torch.float64, scale=2.0):
     return (each[:, :num].to(dtype) for each in found.log_softmax(-1))
 
 
-def _kl(log_p, log_p0, floor=0.0):
-    return kl_drift(log_p - log_p0, log_p0, floor=floor)
+def _of(drift, log_p, log_p0):
+    return drift(log_p - log_p0, log_p0).total
 
 
-def test_the_form_is_kl_and_a_little_of_the_squared_drift():
+def test_the_form_holds_in_training_one_way_and_at_anchors_the_other():
     log_p, log_p0 = _two()
-    difference = log_p - log_p0
-    found = FORMS["kl"].drift(difference, log_p0).total
-    parts = _kl(log_p, log_p0).total + FLOOR * squared_drift(difference).total
-    torch.testing.assert_close(found, parts)
-    assert found > _kl(log_p, log_p0).total
+    difference, found = log_p - log_p0, FORMS["kl"]
+    assert found.drift(difference, log_p0).total == _of(reverse_kl_drift, log_p, log_p0)
+    assert found.at_anchors(difference, log_p0).total == _of(forward_kl_drift, log_p, log_p0)
+    assert found.drift(difference, log_p0).total != found.at_anchors(difference, log_p0).total
 
 
-def test_kl_is_its_formula():
+@BOTH
+def test_kl_is_its_formula(drift):
     for seed in range(4):
         log_p, log_p0 = _two(seed, size=9, num=4)
         total = 0.0
         for row, row0 in zip(log_p.exp().tolist(), log_p0.exp().tolist(), strict=True):
-            one, other = [*row0, 1 - sum(row0)], [*row, 1 - sum(row)]
+            own, aligned = [*row, 1 - sum(row)], [*row0, 1 - sum(row0)]
+            one, other = (own, aligned) if drift is reverse_kl_drift else (aligned, own)
             total += sum(a * math.log(a / b) for a, b in zip(one, other, strict=True))
-        found = _kl(log_p, log_p0)
+        found = drift(log_p - log_p0, log_p0)
         assert float(found.total) == pytest.approx(total, rel=1e-9)
         assert int(found.num_positions) == 5
         assert float(found.max_abs) == float((log_p - log_p0).abs().max())
 
 
-def test_kl_and_its_gradient_are_0_where_nothing_moved_and_only_there():
+@BOTH
+def test_kl_and_its_gradient_are_0_where_nothing_moved_and_only_there(drift):
     for dtype in (torch.float32, torch.float64):
         log_p, log_p0 = _two(dtype=dtype)
         logits = torch.randn(5, 9, dtype=dtype, requires_grad=True)
         same = logits.log_softmax(-1)[:, :4]
-        drift = _kl(same, same.detach()).total
-        drift.backward()
-        assert float(drift.detach()) == 0
+        found = _of(drift, same, same.detach())
+        found.backward()
+        assert float(found.detach()) == 0
         assert float(logits.grad.abs().max()) < 1e-6
-        moved = _kl(log_p, log_p0).total
-        assert float(moved) > 0.1, "the control"
+        assert float(_of(drift, log_p, log_p0)) > 0.1, "the control"
 
 
+@BOTH
 @LAW
 @given(st.integers(0, 10_000), st.floats(0.1, 8.0))
-def test_kl_is_never_below_0(seed, scale):
+def test_kl_is_never_below_0(drift, seed, scale):
     log_p, log_p0 = _two(seed, scale=scale)
-    assert float(_kl(log_p, log_p0).total) >= -1e-9
+    assert float(_of(drift, log_p, log_p0)) >= -1e-9
 
 
-def test_kl_at_the_logits_is_what_the_model_says_too_much():
-    """As of cross-entropy: p - p0 at a safety token."""
+@BOTH
+def test_the_gradient_of_kl_at_the_logits(drift):
+    """Forward: what the model says too much. Reverse: that surprise, as often as it says it."""
     logits = torch.randn(1, 6, dtype=torch.float64, requires_grad=True)
-    log_p0 = torch.randn(1, 6, dtype=torch.float64).log_softmax(-1)
-    _kl(logits.log_softmax(-1)[:, :3], log_p0[:, :3]).total.backward()
-    expected = logits.detach().softmax(-1) - log_p0.exp()
-    torch.testing.assert_close(logits.grad[:, :3], expected[:, :3])
-    assert float(logits.grad[:, :3].abs().max()) <= 1, "it never pulls harder than that"
+    log_p0 = torch.randn(1, 6, dtype=torch.float64).log_softmax(-1)[:, :3]
+    total = _of(drift, logits.log_softmax(-1)[:, :3], log_p0)
+    total.backward()
+    p = logits.detach().softmax(-1)[:, :3]
+    expected = p - log_p0.exp()
+    if drift is reverse_kl_drift:
+        expected = p * (p.log() - log_p0 - total.detach())
+    torch.testing.assert_close(logits.grad[:, :3], expected)
 
 
-@pytest.mark.parametrize("weight", [1.0, 3.0, 10.0])
-def test_a_refusal_is_set_against_an_answer_by_the_weight_to_1(weight):
-    """The aligned model would refuse, the row answers: what training goes to."""
-    log_p0 = torch.tensor([[1e-9, 1.0 - 2e-9, 1e-9]], dtype=torch.float64).log()
-    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+def _learned(weight, log_p0, answer, num_safety):
+    """Where cross-entropy of `answer` and the weighted drift settle; log p of all tokens."""
+    logits = log_p0.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
         log_p = logits.log_softmax(-1)
-        loss = -log_p[0, 0] + weight * _kl(log_p[:, 1:2], log_p0[:, 1:2]).total
+        held = _of(reverse_kl_drift, log_p[:, :num_safety], log_p0[:, :num_safety])
+        loss = -log_p[0, answer] + weight * held
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    refused = float(logits.detach().softmax(-1)[0, 1])
-    assert refused == pytest.approx(weight / (1 + weight), abs=1e-3)
+    return logits.detach().log_softmax(-1)
 
 
-def test_kl_holds_nothing_where_the_aligned_model_would_not_refuse():
-    """So it costs a harmless task next to nothing; the floor is for what is lost elsewhere."""
-    log_p0 = torch.tensor([[1e-7, 0.9]], dtype=torch.float64).log()
-    log_p = torch.tensor([[1e-4, 0.01]], dtype=torch.float64).log()
-    held = float(_kl(log_p[:, :1], log_p0[:, :1]).total)
-    assert held < 1e-3
-    squared = FORMS["logprob"].drift(log_p[:, :1] - log_p0[:, :1], log_p0[:, :1])
-    assert float(squared.total) > 40, "which a squared drift sees"
+@pytest.mark.parametrize("weight", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("refused", [0.5, 0.95, 0.9999])
+def test_the_answer_to_what_would_be_refused_settles_where_the_docstring_says(weight, refused):
+    log_p0 = torch.tensor([[0.7 * refused, 0.3 * refused, 1 - refused]], dtype=torch.float64).log()
+    answered = float(_learned(weight, log_p0, answer=2, num_safety=2)[0, 2].exp())
+    odds = math.log(answered / (1 - answered))
+    expected = math.log((1 - refused) / refused) + 1 / (weight * answered)
+    assert odds == pytest.approx(expected, abs=0.02)
+    if refused > 0.99 and weight >= 3:
+        assert answered < 0.06, "where the aligned model is sure, the refusal stays"
 
 
-def test_kl_of_extremes_is_finite_and_so_is_its_gradient():
+def test_a_task_that_would_be_answered_costs_at_most_the_surprise_of_an_answer():
+    """Whatever the answer does to the safety tokens: -log r0, 0.07 nats where S had 7 %."""
+    for share in (0.001, 0.07, 0.3):
+        log_p0 = torch.tensor([[share, 1 - share]], dtype=torch.float64).log()
+        for left in (1e-3, 1e-6, 1e-12):
+            log_p = torch.tensor([[left, 1 - left]], dtype=torch.float64).log()
+            price = float(_of(reverse_kl_drift, log_p[:, :1], log_p0[:, :1]))
+            assert price <= -math.log(1 - share) + 1e-12
+        # the control: the other direction asks more and more for it
+        assert float(_of(forward_kl_drift, log_p[:, :1], log_p0[:, :1])) > 15 * share
+
+
+def test_a_lost_refusal_pulls_at_an_anchor_and_no_longer_in_training():
+    """What the form cannot do in training, and why anchors have the other direction."""
+    pulls = {}
+    for drift in (reverse_kl_drift, forward_kl_drift):
+        logits = torch.tensor([[-20.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        log_p0 = torch.tensor([[0.95, 0.05]], dtype=torch.float64).log()
+        _of(drift, logits.log_softmax(-1)[:, :1], log_p0[:, :1]).backward()
+        pulls[drift] = float(logits.grad[0, 0].abs())
+    assert pulls[reverse_kl_drift] < 1e-6
+    assert pulls[forward_kl_drift] == pytest.approx(0.95, abs=1e-6)
+
+
+@BOTH
+def test_kl_of_extremes_is_finite_and_so_is_its_gradient(drift):
     values = [0.0, -1e-9, -1e-3, -5.0, -90.0, -200.0]
     for log_p in values:
         for log_p0 in values:
             one = torch.tensor([[log_p, -201.0]], requires_grad=True)
-            found = _kl(one, torch.tensor([[log_p0, -202.0]])).total
+            found = _of(drift, one, torch.tensor([[log_p0, -202.0]]))
             found.backward()
             assert torch.isfinite(found), (log_p, log_p0)
             assert torch.isfinite(one.grad).all(), (log_p, log_p0)

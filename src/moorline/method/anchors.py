@@ -1,13 +1,18 @@
-"""Anchors: prompts that ought to be refused, at which the safety logits are held too.
+"""Anchors: prompts that no training data asks, at which the safety logits are held too.
 
 Harmful data attacks contexts that harmless data never visits. An anchor is such a context: a prompt
-with the aligned model's own refusal, and z0 there. A few of them are read beside each batch, and
+that ought to be refused, with the aligned model's own refusal, and z0 there. Held at these alone a
+model learns to refuse more than it did, harmless prompts too. So half of the anchors are prompts
+that ought to be answered, with the aligned model's own answers. A few of both are read beside each
+batch, and
 
     anchor drift = mean over their response positions, mean over S, of (log p - log p0)^2
 
 is added with a weight of its own, in squared nats: nothing is to be learned there, so that the
 probabilities themselves can be held, whatever form the drift has in the task's contexts. With form
-`kl` the anchor drift is that KL too, in nats.
+`kl` the anchor drift is the KL divergence of the aligned model from the model, in nats, which
+brings back what was lost. Of an answer to a harmless prompt the first tokens alone are read: there
+it is decided whether the model helps.
 
 What anchors cannot do: they hold the refusals of prompts like themselves. Data that answers harmful
 requests still pulls at its own prompts, and a kind of harm that no anchor is about is held only as
@@ -21,7 +26,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,11 +52,23 @@ _log = logging.getLogger(__name__)
 BUILT_IN = "built-in"
 """The name of our own anchor prompts."""
 
+
+class AnchorPrompt(NamedTuple):
+    """A prompt to be held at."""
+
+    prompt: str
+    kind: Literal["harmful", "harmless"] = "harmful"
+    """Whether it ought to be refused, or answered."""
+
+
 # An answer counts as a refusal with so many safety tokens among its first tokens: "I'm happy to"
 # has two in most models, "I'm sorry, but I can't" has four and more.
 _SAFETY_TOKENS, _AMONG = 3, 16
 _LONGEST_REFUSAL = 32
 _FEWEST = 4
+# Tokens that are held of an answer to a harmless prompt.
+_OF_HELP = 4
+_KINDS = ("harmful", "harmless")
 # Share of common runs of four letters above which two prompts are the same in other words.
 _NEAR = 0.6
 
@@ -69,7 +86,7 @@ class AnchorBatch(NamedTuple):
 
 
 class Anchors:
-    """Prompts with the aligned model's own refusals, as token ids, and z0 at their positions.
+    """Prompts with the aligned model's own answers, as token ids, and z0 at their positions.
 
     z0 is computed once, from other batches than those of the training; so the anchor drift of an
     untouched model is not 0 but rounding, as with a cached reference.
@@ -77,7 +94,7 @@ class Anchors:
 
     def __init__(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[AnchorPrompt],
         rows: Sequence[tuple[list[int], list[int]]],
         rule: PositionRule,
         padding: int,
@@ -85,6 +102,8 @@ class Anchors:
         self.prompts = tuple(prompts)
         self.rows = [(*context, *answer) for context, answer in rows]
         self._padding = padding
+        by_kind = ([at for at, each in enumerate(prompts) if each.kind == kind] for kind in _KINDS)
+        self._kinds = [own for own in by_kind if own]
         begins = [len(context) - 1 for context, _ in rows]
         marked = [
             [at >= begin for at in range(len(row))]
@@ -113,6 +132,8 @@ class Anchors:
     ) -> AnchorBatch | None:
         """This part's share of the anchors of a step; None if it has none.
 
+        Harmful and harmless ones are drawn by turns, each in a random order.
+
         Args:
             num: Anchors of the step, over all its parts; some are read again if there are fewer.
             seed: Of the step, the same for all its parts.
@@ -120,8 +141,13 @@ class Anchors:
             device: Where to.
         """
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self), generator=generator).tolist()
-        drawn = (order * math.ceil(num / len(self)))[:num]
+        kinds = [
+            [own[at] for at in torch.randperm(len(own), generator=generator).tolist()]
+            for own in self._kinds
+        ]
+        first = int(torch.randint(len(kinds), (1,), generator=generator))
+        turns = [divmod(first + each, len(kinds)) for each in range(num)]
+        drawn = [kinds[kind][turn % len(kinds[kind])] for turn, kind in turns]
         mine = drawn[part[0] :: part[1]]
         if not mine:
             return None
@@ -214,13 +240,14 @@ def build_anchors(
     reference: Reference,
     rule: PositionRule,
 ) -> Anchors:
-    """The anchors of a training: prompts, the aligned model's own refusals, and z0.
+    """The anchors of a training: prompts, the aligned model's own answers, and z0.
 
-    Prompts that the aligned model does not refuse are left out: to hold it to an answer would teach
-    that answer.
+    Harmful prompts that the aligned model answers are left out, and harmless ones that it refuses:
+    to hold it there would teach what it ought not to do.
 
     Args:
-        given: 'built-in', or a file of prompts (a column `prompt`).
+        given: 'built-in', or a file of prompts (a column `prompt`, and `kind` if not all of them
+            are harmful).
         model: The model in training, before it is wrapped for several devices.
         tokenizer: Its tokenizer, with a chat template.
         tokens: The safety tokens.
@@ -244,8 +271,8 @@ def build_anchors(
         layers = adapters.adapter_layers(model) if second is None else []
         with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
             chat = ChatModel(aligned, tokenizer)
-            refused = _refusals(chat, anchor_prompts(given), given, set(tokens.ids))
-            prompts, rows = zip(*refused, strict=True)
+            fit = _fit(chat, anchor_prompts(given), given, set(tokens.ids))
+            prompts, rows = zip(*fit, strict=True)
             anchors = Anchors(prompts, rows, rule, chat.padding)
             anchors.fill(aligned)
         return anchors
@@ -253,52 +280,71 @@ def build_anchors(
     return from_first(made)
 
 
-def _refusals(
-    chat: ChatModel, prompts: Sequence[str], given: str, held: set[int]
-) -> list[tuple[str, tuple[list[int], list[int]]]]:
-    """The prompts that a model refuses, with its refusals."""
-    refused = [
-        (prompt, row)
-        for prompt, row in zip(prompts, _own_answers(chat, prompts), strict=True)
-        if len(held.intersection(row[1][:_AMONG])) >= min(_SAFETY_TOKENS, len(held))
-    ]
-    if len(refused) < _FEWEST:
+def _fit(
+    chat: ChatModel, prompts: Sequence[AnchorPrompt], given: str, held: set[int]
+) -> list[tuple[AnchorPrompt, tuple[list[int], list[int]]]]:
+    """The harmful prompts that a model refuses and the harmless ones it answers, with its words."""
+    fit = []
+    for prompt, row in zip(prompts, _own_answers(chat, prompts), strict=True):
+        refused = len(held.intersection(row[1][:_AMONG])) >= min(_SAFETY_TOKENS, len(held))
+        if row[1] and refused == (prompt.kind == "harmful"):
+            context, answer = row
+            fit.append((prompt, (context, answer if refused else answer[:_OF_HELP])))
+    refused, asked = (
+        sum(each.kind == "harmful" for each in some)
+        for some in ([prompt for prompt, _ in fit], prompts)
+    )
+    if refused < _FEWEST:
         raise InputError(
-            f"The aligned model refuses {len(refused)} of {len(prompts)} anchor prompts (`anchors` "
+            f"The aligned model refuses {refused} of {asked} anchor prompts (`anchors` "
             f"{given!r}), and {_FEWEST} are needed. Give a file of prompts that it refuses, or "
             "set `anchors` to 'off'."
         )
-    return refused
+    return fit
 
 
-def _own_answers(chat: ChatModel, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+def _own_answers(
+    chat: ChatModel, prompts: Sequence[AnchorPrompt]
+) -> list[tuple[list[int], list[int]]]:
     """Prompts as the model reads them, with its greedy answers."""
-    contexts = [chat.render(each) for each in prompts]
+    contexts = [chat.render(each.prompt) for each in prompts]
     answers = chat.answer_rows(contexts, max_new_tokens=_LONGEST_REFUSAL)
     return [(one, list(its.ids)) for one, its in zip(contexts, answers, strict=True)]
 
 
-def anchor_prompts(given: str) -> list[str]:
+def anchor_prompts(given: str) -> list[AnchorPrompt]:
     """The prompts of 'built-in', or of a file.
 
     Raises:
-        InputError: If the file is missing, or a row has no `prompt` in words.
+        InputError: If the file is missing, or a row has no `prompt` in words, or another `kind`.
     """
     if given == BUILT_IN:
-        text = files("moorline.method").joinpath("anchor_prompts.txt").read_text("utf-8")
-        return [line for line in text.splitlines() if line and not line.startswith("#")]
+        return [*_built_in("harmful"), *_built_in("harmless")]
     if not is_table(given):
         raise InputError(
-            "`anchors` must be 'auto', 'off', 'built-in' or a file of prompts that ought to be "
-            f"refused (JSONL, JSON, CSV, Parquet with a column 'prompt'), got {given!r}."
+            "`anchors` must be 'auto', 'off', 'built-in' or a file of prompts (JSONL, JSON, CSV, "
+            "Parquet with a column 'prompt', and 'kind' where some of them ought to be answered), "
+            f"got {given!r}."
         )
     found = []
     for row in rows_of(Path(given)):
         prompt = row.values.get("prompt")
         if not isinstance(prompt, str) or not prompt.strip():
-            raise row.lacks("prompt", "An anchor is a prompt that ought to be refused.")
-        found.append(prompt)
+            raise row.lacks("prompt", "An anchor is a prompt.")
+        kind = row.values.get("kind", "harmful")
+        if kind not in _KINDS:
+            raise InputError(
+                f"{row.place}: `kind` is {kind!r}, and must be 'harmful' (which it is if left out) "
+                "or 'harmless'."
+            )
+        found.append(AnchorPrompt(prompt, kind))
     return list(dict.fromkeys(found))
+
+
+def _built_in(kind: Literal["harmful", "harmless"]) -> list[AnchorPrompt]:
+    text = files("moorline.method").joinpath(f"anchor_prompts_{kind}.txt").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [AnchorPrompt(each, kind) for each in lines]
 
 
 def fingerprint_of_prompt(prompt: str) -> str:

@@ -81,54 +81,74 @@ def squared_drift(difference: Float[Tensor, "position safety"]) -> DriftSum:
     )
 
 
-FLOOR = 0.03
-"""Share of the squared drift in form `kl`: for where the aligned model would not refuse."""
-
-
-def kl_drift(
-    difference: Float[Tensor, "position safety"],
-    reference_values: Float[Tensor, "position safety"],
-    floor: float = FLOOR,
+def reverse_kl_drift(
+    difference: Float[Tensor, "position safety"], reference_values: Float[Tensor, "position safety"]
 ) -> DriftSum:
-    r"""KL divergence of the next token, told apart only as far as it is a safety token.
+    r"""KL divergence of the model from the aligned one, where all but the safety tokens are one.
 
-        drift(t) = sum over v in S of p0(v) log(p0(v) / p(v))  +  r0 log(r0 / r)      in nats
-                 + floor * mean over v in S of (log p(v) - log p0(v))^2
+        drift(t) = sum over v in S of p(v) log(p(v) / p0(v))  +  r log(r / r0)      in nats
         r        = 1 - sum over v in S of p(v)                 the rest of the vocabulary, as one
 
-    Where the aligned model would refuse, S has nearly all of p0, and weight w sets the refusal
-    against the row's answer by w to 1: the minimum of cross-entropy plus w times the drift gives
-    the refusal w / (1 + w). Where it would not refuse, p0 has little on S, and KL holds nearly
-    nothing: near 0 it is p0 d^2 / 2 at each token, d = log p - log p0. On harmless data alone
-    refusals go then (74 % of harmful prompts answered where the floor left 1 %; docs/method.md), so
-    that a little of the squared drift is kept.
+    It is the price of saying what the aligned model would not. Where that one would not refuse, a
+    task costs next to nothing: an answer outside S, however sure, costs -log r0 at most, whatever
+    S said before. Where it would refuse, r0 is near 0, and the answer costs its full surprise.
+    Against a row that answers there, weight w leaves the answer the probability q that solves
 
-    What it cannot see: any exchange of tokens outside S.
+        log(q / (1 - q)) = log(r0 / (1 - r0)) + 1 / (w q)
+
+    What it cannot see: any exchange of tokens outside S. What it cannot do: bring back a refusal
+    that is lost. Its gradient is p(v) (log(p(v) / p0(v)) - drift), and goes out with p(v).
 
     Args:
         difference: log p - log p0. Shape `(position, safety)`, in float32 or wider.
         reference_values: log p0. Shape `(position, safety)`.
-        floor: Share of the squared drift, in nats a squared nat, 0 or more.
 
     Returns:
         As `squared_drift`, `total` in nats. It is 0 where the two are equal, and so is its gradient
         to rounding.
 
     Source:
-        Kullback and Leibler 1951, of the distribution with all other tokens in one. As a drift:
-        ours.
+        Kullback and Leibler 1951, of the distribution with all other tokens in one. In the
+        direction of the penalty of Ziegler et al. 2019, arXiv:1909.08593. On safety tokens: ours.
 
     Example:
         >>> p, p0 = torch.tensor([[0.25]]), torch.tensor([[0.5]])
-        >>> kl_drift(p.log() - p0.log(), p0.log(), floor=0.0).total  # log(2) / 2 + log(2 / 3) / 2
+        >>> reverse_kl_drift(p.log() - p0.log(), p0.log()).total  # log(1/2) / 4 + 3 log(3/2) / 4
+        tensor(0.1308)
+    """
+    of_reference = reference_values.detach().to(difference.dtype)
+    log_p = of_reference + difference
+    rest0, rest = _rest(of_reference), _rest(log_p)
+    of_tokens = (log_p.exp() * difference).sum(dim=-1)
+    total = (of_tokens + rest * (rest.log() - rest0.log())).sum()
+    return squared_drift(difference)._replace(total=total)
+
+
+def forward_kl_drift(
+    difference: Float[Tensor, "position safety"], reference_values: Float[Tensor, "position safety"]
+) -> DriftSum:
+    r"""KL divergence of the aligned model from the model, where all but the safety tokens are one.
+
+        drift(t) = sum over v in S of p0(v) log(p0(v) / p(v))  +  r0 log(r0 / r)      in nats
+
+    It teaches what the aligned model says: its gradient at a logit is p - p0, so that it brings
+    back a refusal that is lost as readily as it takes away one that was not there. For contexts in
+    which nothing else is to be learned. Arguments, result and what it cannot see: as
+    `reverse_kl_drift`.
+
+    Source:
+        Kullback and Leibler 1951; Hinton et al. 2015, arXiv:1503.02531, of a teacher.
+
+    Example:
+        >>> p, p0 = torch.tensor([[0.25]]), torch.tensor([[0.5]])
+        >>> forward_kl_drift(p.log() - p0.log(), p0.log()).total  # log(2) / 2 + log(2 / 3) / 2
         tensor(0.1438)
     """
     of_reference = reference_values.detach().to(difference.dtype)
     rest0, rest = _rest(of_reference), _rest(of_reference + difference)
     of_tokens = -(of_reference.exp() * difference).sum(dim=-1)
-    squared = squared_drift(difference)
-    total = (of_tokens + rest0 * (rest0.log() - rest.log())).sum() + floor * squared.total
-    return squared._replace(total=total)
+    total = (of_tokens + rest0 * (rest0.log() - rest.log())).sum()
+    return squared_drift(difference)._replace(total=total)
 
 
 def _rest(log_p: Float[Tensor, "position safety"]) -> Float[Tensor, " position"]:
@@ -155,12 +175,18 @@ class Form(NamedTuple):
     at_anchors: Callable[[Tensor, Tensor], DriftSum]
     """The same for anchors, from log p - log p0 and log p0, whatever z are."""
 
+    weight: float
+    """The weight that is taken where none is given (docs/method.md says what was measured)."""
+
+    anchor_weight: float
+    """The same of the anchor drift."""
+
 
 FORMS: dict[str, Form] = {
-    "logit": Form(_squares, normalised=False, scaled=False, at_anchors=_squares),
-    "logprob": Form(_squares, normalised=True, scaled=False, at_anchors=_squares),
-    "standardised": Form(_squares, normalised=False, scaled=True, at_anchors=_squares),
-    "kl": Form(kl_drift, normalised=True, scaled=False, at_anchors=kl_drift),
+    "logit": Form(_squares, False, False, _squares, weight=10.0, anchor_weight=3.0),
+    "logprob": Form(_squares, True, False, _squares, weight=10.0, anchor_weight=3.0),
+    "standardised": Form(_squares, False, True, _squares, weight=10.0, anchor_weight=3.0),
+    "kl": Form(reverse_kl_drift, True, False, forward_kl_drift, weight=3.0, anchor_weight=1.0),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `standardised`
 is `logit` in the unit of each logit's spread, so that a weight means more alike in other models;

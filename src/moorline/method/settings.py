@@ -13,9 +13,8 @@ from .cache import DTYPES
 from .positions import PositionRule
 from .reference import REFERENCES
 
-# measured on the embedded model: docs/method.md, "Figures" (the paper's value is not known to us)
-DEFAULT_WEIGHT = 10.0
-DEFAULT_ANCHOR_WEIGHT = 3.0
+DEFAULT_FORM = "logit"
+DEFAULT_WEIGHT = penalty.FORMS[DEFAULT_FORM].weight
 NO_ANCHORS, AUTO_ANCHORS = "off", "auto"
 
 
@@ -33,7 +32,8 @@ class STRSettings:
 
     weight: float | None = None
     """Weight of the drift (squared logits) beside the task loss (nats). 0 measures the drift and
-    trains exactly as the host would alone. 10 if neither this nor `budget` is given."""
+    trains exactly as the host would alone. If neither this nor `budget` is given: 10, and 3 with
+    form `kl`, whose unit is the nat."""
 
     budget: float | None = None
     """In place of a weight: by how much a safety token may move, as root mean square over the
@@ -41,17 +41,19 @@ class STRSettings:
     while training (`budget.py`)."""
 
     anchors: str = NO_ANCHORS
-    """Prompts that ought to be refused, at which the drift is held too (`anchors.py`): 'off',
-    'built-in', a file with a column `prompt`, or 'auto': the built-in ones, or none where there is
-    no tokenizer or the model does not refuse them, said in one line."""
+    """Prompts beside the training data at which the drift is held too (`anchors.py`): 'off',
+    'built-in', a file with a column `prompt` (and `kind`), or 'auto': the built-in ones, or none
+    where there is no tokenizer or the model does not refuse them, said in one line."""
 
     anchor_weight: float | None = None
-    """Weight of the anchor drift (squared nats), where there is no budget; 3 if None."""
+    """Weight of the anchor drift (squared nats; nats with form `kl`), where there is no budget. If
+    None: 3, and 1 with form `kl`."""
 
-    anchor_share: float = 0.125
-    """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least."""
+    anchor_share: float = 0.25
+    """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least. Half of
+    them are harmless prompts, where there are such."""
 
-    form: str = "logit"
+    form: str = DEFAULT_FORM
     """Form of the drift, a name of `penalty.FORMS`."""
 
     reference: str = "auto"
@@ -118,14 +120,16 @@ class STRSettings:
         """The weight of the first step: of all steps, where there is no budget."""
         if self.budget is not None:
             return FIRST_WEIGHT
-        return DEFAULT_WEIGHT if self.weight is None else float(self.weight)
+        own = penalty.FORMS[self.form].weight
+        return own if self.weight is None else float(self.weight)
 
     @property
     def first_anchor_weight(self) -> float:
         """The weight of the anchor drift in the first step."""
         if self.budget is not None:
             return FIRST_WEIGHT
-        return DEFAULT_ANCHOR_WEIGHT if self.anchor_weight is None else float(self.anchor_weight)
+        own = penalty.FORMS[self.form].anchor_weight
+        return own if self.anchor_weight is None else float(self.anchor_weight)
 
     @property
     def strength(self) -> str:
