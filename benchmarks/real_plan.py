@@ -12,7 +12,7 @@ from moorline.provenance import read_json, sha256_of, write_text
 TRAINING = {
     "max_steps": 30,
     "per_device_train_batch_size": 8,
-    "learning_rate": 3.0e-4,
+    "learning_rate": 1.0e-3,
     "max_length": 256,
     # the model is small: memory is no matter, a second forward is
     "activation_checkpointing": False,
@@ -25,8 +25,10 @@ TRAINING = {
 }
 METHODS = (
     {"name": "plain"},
-    {"name": "str", "weights": [0.1, 1.0, 10.0]},
-)
+    {"name": "str", "weights": [0.1, 10.0]},
+    {"name": "str-kl", "method": "str", "weights": [3.0],
+     "settings": {"str_form": "kl", "str_anchors": "built-in"}},
+)  # fmt: skip
 DATA = (
     {"name": "sst2", "train": "sst2", "tasks": "sst2"},
     {"name": "sst2-poison-10", "train": "sst2-poison-10", "tasks": "sst2"},
@@ -71,8 +73,8 @@ def write_plan(rows: Path, out: Path, *, model: Path, only: list[str] | None = N
         "audit": {
             "harmful": [_file(rows, "audit", "harmful")],
             "harmless": [_file(rows, "audit", "harmless")],
-            "limit": 170,
-            "max_new_tokens": 48,
+            "limit": 140,
+            "max_new_tokens": 24,
             "perplexity": _file(rows, "held-out", "general"),
         },
         "seeds": [0, 1, 2],

@@ -120,7 +120,7 @@ class STRConfig(SFTConfig):
         metadata={
             "help": "Weight of the anchor drift (squared nats), without a budget. Unset: "
             f"{penalty.FORMS[DEFAULT_FORM].anchor_weight:g}, and "
-            f"{penalty.FORMS['kl'].anchor_weight:g} with form kl, in nats."
+            f"{penalty.FORMS['kl'].anchor_weight:g} with form kl."
         },
     )
     str_anchor_share: float = field(

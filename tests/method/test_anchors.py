@@ -75,9 +75,8 @@ def test_anchors_hold_the_probability_of_refusals(
         )  # fmt: skip
         return trained(trainer)[1][-1]["str/anchor_drift"]
 
-    # a random model says a safety token seldom, so that KL counts for little there
-    held, barely = last(str_weight=3.0 if form == "logit" else 100.0), last(str_weight=1e-6)
-    assert barely > (0.05 if form == "logit" else 1e-3)
+    held, barely = last(str_weight=3.0), last(str_weight=1e-6)
+    assert barely > 0.05
     assert held < 0.2 * barely
 
 
@@ -97,7 +96,7 @@ def test_anchors_count_the_same_in_every_layout_of_a_batch(
         )  # fmt: skip
         _, log = trained(trainer)
         found.append(log[0])
-    assert found[0]["str/anchor_drift"] > (1e-2 if form == "logit" else 1e-4)
+    assert found[0]["str/anchor_drift"] > 1e-2
     expected = 2 * (found[0]["str/drift"] + found[0]["str/anchor_drift"])
     assert found[0]["str/weighted"] == pytest.approx(expected, rel=1e-5)
     for entry in found[1:]:

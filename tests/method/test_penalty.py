@@ -18,8 +18,7 @@ from moorline.method.penalty import (
     DriftSum,
     difference,
     form,
-    forward_kl_drift,
-    reverse_kl_drift,
+    kl_drift,
     squared_drift,
 )
 
@@ -474,9 +473,6 @@ def test_an_unknown_form_is_refused_with_the_nearest():
 # KL over the safety tokens and the rest
 
 
-BOTH = pytest.mark.parametrize("drift", [reverse_kl_drift, forward_kl_drift])
-
-
 def _two(seed=0, size=7, num=6, dtype=torch.float64, scale=2.0):
     """Log-probabilities of the first `num` of a vocabulary, of two models at some positions."""
     generator = torch.Generator().manual_seed(seed)
@@ -484,65 +480,50 @@ def _two(seed=0, size=7, num=6, dtype=torch.float64, scale=2.0):
     return (each[:, :num].to(dtype) for each in found.log_softmax(-1))
 
 
-def _of(drift, log_p, log_p0):
-    return drift(log_p - log_p0, log_p0).total
+def _kl(log_p, log_p0):
+    return kl_drift(log_p - log_p0, log_p0).total
 
 
-def test_the_form_holds_in_training_one_way_and_at_anchors_the_other():
-    log_p, log_p0 = _two()
-    difference, found = log_p - log_p0, FORMS["kl"]
-    assert found.drift(difference, log_p0).total == _of(reverse_kl_drift, log_p, log_p0)
-    assert found.at_anchors(difference, log_p0).total == _of(forward_kl_drift, log_p, log_p0)
-    assert found.drift(difference, log_p0).total != found.at_anchors(difference, log_p0).total
-
-
-@BOTH
-def test_kl_is_its_formula(drift):
+def test_kl_is_its_formula():
     for seed in range(4):
         log_p, log_p0 = _two(seed, size=9, num=4)
         total = 0.0
         for row, row0 in zip(log_p.exp().tolist(), log_p0.exp().tolist(), strict=True):
-            own, aligned = [*row, 1 - sum(row)], [*row0, 1 - sum(row0)]
-            one, other = (own, aligned) if drift is reverse_kl_drift else (aligned, own)
+            one, other = [*row, 1 - sum(row)], [*row0, 1 - sum(row0)]
             total += sum(a * math.log(a / b) for a, b in zip(one, other, strict=True))
-        found = drift(log_p - log_p0, log_p0)
+        found = kl_drift(log_p - log_p0, log_p0)
         assert float(found.total) == pytest.approx(total, rel=1e-9)
         assert int(found.num_positions) == 5
         assert float(found.max_abs) == float((log_p - log_p0).abs().max())
 
 
-@BOTH
-def test_kl_and_its_gradient_are_0_where_nothing_moved_and_only_there(drift):
+def test_kl_and_its_gradient_are_0_where_nothing_moved_and_only_there():
     for dtype in (torch.float32, torch.float64):
         log_p, log_p0 = _two(dtype=dtype)
         logits = torch.randn(5, 9, dtype=dtype, requires_grad=True)
         same = logits.log_softmax(-1)[:, :4]
-        found = _of(drift, same, same.detach())
+        found = _kl(same, same.detach())
         found.backward()
         assert float(found.detach()) == 0
         assert float(logits.grad.abs().max()) < 1e-6
-        assert float(_of(drift, log_p, log_p0)) > 0.1, "the control"
+        assert float(_kl(log_p, log_p0)) > 0.1, "the control"
 
 
-@BOTH
 @LAW
 @given(st.integers(0, 10_000), st.floats(0.1, 8.0))
-def test_kl_is_never_below_0(drift, seed, scale):
+def test_kl_is_never_below_0(seed, scale):
     log_p, log_p0 = _two(seed, scale=scale)
-    assert float(_of(drift, log_p, log_p0)) >= -1e-9
+    assert float(_kl(log_p, log_p0)) >= -1e-9
 
 
-@BOTH
-def test_the_gradient_of_kl_at_the_logits(drift):
-    """Forward: what the model says too much. Reverse: that surprise, as often as it says it."""
+def test_the_gradient_of_kl_at_the_logits():
+    """The surprise of a token beyond that of all, as often as it is said."""
     logits = torch.randn(1, 6, dtype=torch.float64, requires_grad=True)
     log_p0 = torch.randn(1, 6, dtype=torch.float64).log_softmax(-1)[:, :3]
-    total = _of(drift, logits.log_softmax(-1)[:, :3], log_p0)
+    total = _kl(logits.log_softmax(-1)[:, :3], log_p0)
     total.backward()
     p = logits.detach().softmax(-1)[:, :3]
-    expected = p - log_p0.exp()
-    if drift is reverse_kl_drift:
-        expected = p * (p.log() - log_p0 - total.detach())
+    expected = p * (p.log() - log_p0 - total.detach())
     torch.testing.assert_close(logits.grad[:, :3], expected)
 
 
@@ -554,7 +535,7 @@ def _learned(weight, log_p0, answer, num_safety):
     def closure():
         optimizer.zero_grad()
         log_p = logits.log_softmax(-1)
-        held = _of(reverse_kl_drift, log_p[:, :num_safety], log_p0[:, :num_safety])
+        held = _kl(log_p[:, :num_safety], log_p0[:, :num_safety])
         loss = -log_p[0, answer] + weight * held
         loss.backward()
         return loss
@@ -581,31 +562,32 @@ def test_a_task_that_would_be_answered_costs_at_most_the_surprise_of_an_answer()
         log_p0 = torch.tensor([[share, 1 - share]], dtype=torch.float64).log()
         for left in (1e-3, 1e-6, 1e-12):
             log_p = torch.tensor([[left, 1 - left]], dtype=torch.float64).log()
-            price = float(_of(reverse_kl_drift, log_p[:, :1], log_p0[:, :1]))
+            price = float(_kl(log_p[:, :1], log_p0[:, :1]))
             assert price <= -math.log(1 - share) + 1e-12
-        # the control: the other direction asks more and more for it
-        assert float(_of(forward_kl_drift, log_p[:, :1], log_p0[:, :1])) > 15 * share
+            # the control: the square of the same grows without end
+            squared = FORMS["logprob"].drift(log_p[:, :1] - log_p0[:, :1], log_p0[:, :1])
+            assert float(squared.total) == pytest.approx(math.log(share / left) ** 2)
+        assert price > 0.9 * -math.log(1 - share), "and it is not 0"
 
 
-def test_a_lost_refusal_pulls_at_an_anchor_and_no_longer_in_training():
-    """What the form cannot do in training, and why anchors have the other direction."""
+def test_a_lost_refusal_no_longer_pulls():
+    """What the form cannot do, and why it wants anchors beside it, which are held by squares."""
     pulls = {}
-    for drift in (reverse_kl_drift, forward_kl_drift):
+    for name in ("kl", "logprob"):
         logits = torch.tensor([[-20.0, 0.0]], dtype=torch.float64, requires_grad=True)
-        log_p0 = torch.tensor([[0.95, 0.05]], dtype=torch.float64).log()
-        _of(drift, logits.log_softmax(-1)[:, :1], log_p0[:, :1]).backward()
-        pulls[drift] = float(logits.grad[0, 0].abs())
-    assert pulls[reverse_kl_drift] < 1e-6
-    assert pulls[forward_kl_drift] == pytest.approx(0.95, abs=1e-6)
+        log_p, log_p0 = logits.log_softmax(-1)[:, :1], torch.tensor([[0.95]]).double().log()
+        FORMS[name].drift(log_p - log_p0, log_p0).total.backward()
+        pulls[name] = float(logits.grad[0, 0].abs())
+    assert pulls["kl"] < 1e-6
+    assert pulls["logprob"] > 1
 
 
-@BOTH
-def test_kl_of_extremes_is_finite_and_so_is_its_gradient(drift):
+def test_kl_of_extremes_is_finite_and_so_is_its_gradient():
     values = [0.0, -1e-9, -1e-3, -5.0, -90.0, -200.0]
     for log_p in values:
         for log_p0 in values:
             one = torch.tensor([[log_p, -201.0]], requires_grad=True)
-            found = _of(drift, one, torch.tensor([[log_p0, -202.0]]))
+            found = _kl(one, torch.tensor([[log_p0, -202.0]]))
             found.backward()
             assert torch.isfinite(found), (log_p, log_p0)
             assert torch.isfinite(one.grad).all(), (log_p, log_p0)

@@ -9,10 +9,9 @@ batch, and
     anchor drift = mean over their response positions, mean over S, of (log p - log p0)^2
 
 is added with a weight of its own, in squared nats: nothing is to be learned there, so that the
-probabilities themselves can be held, whatever form the drift has in the task's contexts. With form
-`kl` the anchor drift is the KL divergence of the aligned model from the model, in nats, which
-brings back what was lost. Of an answer to a harmless prompt the first tokens alone are read: there
-it is decided whether the model helps.
+probabilities themselves can be held, whatever form the drift has in the task's contexts. Of an
+answer to a harmless prompt the first tokens alone are read: there it is decided whether the model
+helps.
 
 What anchors cannot do: they hold the refusals of prompts like themselves. Data that answers harmful
 requests still pulls at its own prompts, and a kind of harm that no anchor is about is held only as
@@ -40,7 +39,7 @@ from . import adapters
 from .capture import safety_logits
 from .exchange import Exchange
 from .head import base_of
-from .penalty import DriftSum, Form
+from .penalty import DriftSum, squared_drift
 from .positions import PositionRule
 from .reference import Reference
 from .safety_tokens import SafetyTokens
@@ -156,12 +155,11 @@ class Anchors:
         total = sum(int(self._positions[index].sum()) for index in drawn)
         return AnchorBatch(inputs, positions, reference, total)
 
-    def drift(self, model: nn.Module, form: Form, share: float, part: Part) -> DriftSum | None:
+    def drift(self, model: nn.Module, share: float, part: Part) -> DriftSum | None:
         """The drift at this part's anchors of the step; None if it has none.
 
         Args:
             model: The model in training, wrapped as the host runs it.
-            form: How drift is measured.
             share: Anchors of the step, as a share of its rows; one at least.
             part: Which part of the step.
 
@@ -178,7 +176,7 @@ class Anchors:
             **drawn.inputs, safety_positions=drawn.positions, safety_only=True,
             safety_exchange=Exchange(drawn.reference, normalised=True),
         )  # fmt: skip
-        found = form.at_anchors(output.safety_logits, drawn.reference)
+        found = squared_drift(output.safety_logits)
         count = torch.tensor(drawn.num_of_step, device=found.total.device)
         return found._replace(num_positions=count)
 

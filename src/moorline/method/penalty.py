@@ -81,7 +81,7 @@ def squared_drift(difference: Float[Tensor, "position safety"]) -> DriftSum:
     )
 
 
-def reverse_kl_drift(
+def kl_drift(
     difference: Float[Tensor, "position safety"], reference_values: Float[Tensor, "position safety"]
 ) -> DriftSum:
     r"""KL divergence of the model from the aligned one, where all but the safety tokens are one.
@@ -97,7 +97,8 @@ def reverse_kl_drift(
         log(q / (1 - q)) = log(r0 / (1 - r0)) + 1 / (w q)
 
     What it cannot see: any exchange of tokens outside S. What it cannot do: bring back a refusal
-    that is lost. Its gradient is p(v) (log(p(v) / p0(v)) - drift), and goes out with p(v).
+    that is lost. Its gradient is p(v) (log(p(v) / p0(v)) - drift), and goes out with p(v). So it
+    wants anchors beside it.
 
     Args:
         difference: log p - log p0. Shape `(position, safety)`, in float32 or wider.
@@ -113,7 +114,7 @@ def reverse_kl_drift(
 
     Example:
         >>> p, p0 = torch.tensor([[0.25]]), torch.tensor([[0.5]])
-        >>> reverse_kl_drift(p.log() - p0.log(), p0.log()).total  # log(1/2) / 4 + 3 log(3/2) / 4
+        >>> kl_drift(p.log() - p0.log(), p0.log()).total  # log(1/2) / 4 + 3 log(3/2) / 4
         tensor(0.1308)
     """
     of_reference = reference_values.detach().to(difference.dtype)
@@ -121,33 +122,6 @@ def reverse_kl_drift(
     rest0, rest = _rest(of_reference), _rest(log_p)
     of_tokens = (log_p.exp() * difference).sum(dim=-1)
     total = (of_tokens + rest * (rest.log() - rest0.log())).sum()
-    return squared_drift(difference)._replace(total=total)
-
-
-def forward_kl_drift(
-    difference: Float[Tensor, "position safety"], reference_values: Float[Tensor, "position safety"]
-) -> DriftSum:
-    r"""KL divergence of the aligned model from the model, where all but the safety tokens are one.
-
-        drift(t) = sum over v in S of p0(v) log(p0(v) / p(v))  +  r0 log(r0 / r)      in nats
-
-    It teaches what the aligned model says: its gradient at a logit is p - p0, so that it brings
-    back a refusal that is lost as readily as it takes away one that was not there. For contexts in
-    which nothing else is to be learned. Arguments, result and what it cannot see: as
-    `reverse_kl_drift`.
-
-    Source:
-        Kullback and Leibler 1951; Hinton et al. 2015, arXiv:1503.02531, of a teacher.
-
-    Example:
-        >>> p, p0 = torch.tensor([[0.25]]), torch.tensor([[0.5]])
-        >>> forward_kl_drift(p.log() - p0.log(), p0.log()).total  # log(2) / 2 + log(2 / 3) / 2
-        tensor(0.1438)
-    """
-    of_reference = reference_values.detach().to(difference.dtype)
-    rest0, rest = _rest(of_reference), _rest(of_reference + difference)
-    of_tokens = -(of_reference.exp() * difference).sum(dim=-1)
-    total = (of_tokens + rest0 * (rest0.log() - rest.log())).sum()
     return squared_drift(difference)._replace(total=total)
 
 
@@ -172,21 +146,18 @@ class Form(NamedTuple):
     scaled: bool
     """Whether z - z0 is divided by the spread of each logit before (`spread.py`)."""
 
-    at_anchors: Callable[[Tensor, Tensor], DriftSum]
-    """The same for anchors, from log p - log p0 and log p0, whatever z are."""
-
     weight: float
     """The weight that is taken where none is given (docs/method.md says what was measured)."""
 
     anchor_weight: float
-    """The same of the anchor drift."""
+    """The same of the anchor drift, which is in squared nats whatever the form."""
 
 
 FORMS: dict[str, Form] = {
-    "logit": Form(_squares, False, False, _squares, weight=10.0, anchor_weight=3.0),
-    "logprob": Form(_squares, True, False, _squares, weight=10.0, anchor_weight=3.0),
-    "standardised": Form(_squares, False, True, _squares, weight=10.0, anchor_weight=3.0),
-    "kl": Form(reverse_kl_drift, True, False, forward_kl_drift, weight=3.0, anchor_weight=1.0),
+    "logit": Form(_squares, normalised=False, scaled=False, weight=10.0, anchor_weight=3.0),
+    "logprob": Form(_squares, normalised=True, scaled=False, weight=10.0, anchor_weight=3.0),
+    "standardised": Form(_squares, normalised=False, scaled=True, weight=10.0, anchor_weight=3.0),
+    "kl": Form(kl_drift, normalised=True, scaled=False, weight=3.0, anchor_weight=1.0),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `standardised`
 is `logit` in the unit of each logit's spread, so that a weight means more alike in other models;

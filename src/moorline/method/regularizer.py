@@ -236,9 +236,7 @@ class Regularizer:
                 self.vigil.see(step, found, drift.num_measured, record.loss)
             capture.mark_trained(self.model)
             if self.anchors is not None:
-                drift.anchors = self.anchors.drift(
-                    model, self.form, self.settings.anchor_share, part
-                )
+                drift.anchors = self.anchors.drift(model, self.settings.anchor_share, part)
                 check_anchors(drift.anchors, part.step + 1)
             self.strength.observe(drift)
 
