@@ -25,7 +25,7 @@ Moorline
                                  built-in, a file with columns 'prompt' and 'kind', off, or auto:
                                  built-in where the model refuses them. [off]
   --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
-                                 [3, with kl 1]
+                                 [3, with kl 0.1]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.25]
   --str_form NAME                Form of the drift: logit (the paper's), logprob, standardised
                                  or kl. [logit]

@@ -157,7 +157,7 @@ FORMS: dict[str, Form] = {
     "logit": Form(_squares, normalised=False, scaled=False, weight=10.0, anchor_weight=3.0),
     "logprob": Form(_squares, normalised=True, scaled=False, weight=10.0, anchor_weight=3.0),
     "standardised": Form(_squares, normalised=False, scaled=True, weight=10.0, anchor_weight=3.0),
-    "kl": Form(kl_drift, normalised=True, scaled=False, weight=3.0, anchor_weight=1.0),
+    "kl": Form(kl_drift, normalised=True, scaled=False, weight=3.0, anchor_weight=0.1),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `standardised`
 is `logit` in the unit of each logit's spread, so that a weight means more alike in other models;

@@ -46,8 +46,8 @@ class STRSettings:
     where there is no tokenizer or the model does not refuse them, said in one line."""
 
     anchor_weight: float | None = None
-    """Weight of the anchor drift (squared nats), where there is no budget. If None: 3, and 1 with
-    form `kl`."""
+    """Weight of the anchor drift (squared nats), where there is no budget. If None: 3, and 0.1
+    with form `kl`."""
 
     anchor_share: float = 0.25
     """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least. Half of
