@@ -211,6 +211,20 @@ def test_auto_goes_without_anchors_where_there_are_none_and_says_why(
     assert held_at_nothing.anchors is None
 
 
+def test_a_form_that_wants_anchors_says_so_where_there_are_none(
+    make_model, tokenizer, own_tokens, anchors_file, caplog
+):
+    told = "without anchors holds next to nothing"
+    for form, anchors, weight in (
+        ("logit", "off", 1.0), ("kl", anchors_file, 1.0), ("kl", "off", 0.0)
+    ):  # fmt: skip
+        settings = STRSettings(form=form, anchors=anchors, weight=weight)
+        Regularizer(make_model(), own_tokens, settings, tokenizer=tokenizer)
+    assert told not in caplog.text
+    Regularizer(make_model(), own_tokens, STRSettings(form="kl"), tokenizer=tokenizer)
+    assert told in caplog.text
+
+
 @pytest.mark.slow
 def test_auto_takes_the_built_in_anchors_of_a_model_that_refuses_them():
     chat = load_chat_model(aligned_path())

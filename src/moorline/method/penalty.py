@@ -152,12 +152,17 @@ class Form(NamedTuple):
     anchor_weight: float
     """The same of the anchor drift, which is in squared nats whatever the form."""
 
+    wants_anchors: bool = False
+    """Whether it holds next to nothing where no row of the training would be refused."""
+
 
 FORMS: dict[str, Form] = {
     "logit": Form(_squares, normalised=False, scaled=False, weight=10.0, anchor_weight=3.0),
     "logprob": Form(_squares, normalised=True, scaled=False, weight=10.0, anchor_weight=3.0),
     "standardised": Form(_squares, normalised=False, scaled=True, weight=10.0, anchor_weight=3.0),
-    "kl": Form(kl_drift, normalised=True, scaled=False, weight=3.0, anchor_weight=0.1),
+    "kl": Form(
+        kl_drift, normalised=True, scaled=False, weight=3.0, anchor_weight=0.1, wants_anchors=True
+    ),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `standardised`
 is `logit` in the unit of each logit's spread, so that a weight means more alike in other models;

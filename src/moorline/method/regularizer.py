@@ -140,6 +140,12 @@ class Regularizer:
         if self.settings.anchors != NO_ANCHORS and self.settings.holds:
             given = self.settings.anchors
             self.anchors = anchors_for(given, model, tokenizer, tokens, running, self.rule)
+        if self.settings.holds and self.form.wants_anchors and self.anchors is None:
+            _log.warning(
+                "`form` %r without anchors holds next to nothing on rows that the aligned model "
+                "would not refuse. Set `anchors` to 'built-in', or take another form.",
+                self.settings.form,
+            )
         self.strength = Strength(self.settings, anchored=self.anchors is not None)
         """The weights of the present step."""
 
