@@ -177,7 +177,8 @@ class STRConfig(SFTConfig):
         if self.bf16 is None and not self.fp16:
             self.bf16, self.fp16 = _precision(use_cpu=self.use_cpu)
         if self.str_weight is None and self.str_budget is None:
-            self.str_weight = getattr(penalty.FORMS.get(self.str_form), "weight", DEFAULT_WEIGHT)
+            # an unknown form is refused below, by `settings`
+            self.str_weight = penalty.FORMS.get(self.str_form, penalty.FORMS[DEFAULT_FORM]).weight
         super().__post_init__()
         self.settings()
 

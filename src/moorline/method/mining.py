@@ -113,8 +113,7 @@ def mine_safety_tokens(
         The tokens, best first, with how they were found.
 
     Raises:
-        InputError: If the tokenizer has no chat template, an argument is out of range, or the model
-            does not refuse in these words, or not at all.
+        InputError: If there is no chat template, an argument is out of range, or no such refusal.
     """
     _check(max_tokens, batch_size, templates, prompts, harmless_prompts, min_contrast)
     chat = ChatModel(model, tokenizer)

@@ -37,8 +37,8 @@ class STRSettings:
 
     budget: float | None = None
     """In place of a weight: by how much a safety token may move, as root mean square over the
-    response positions, in logits (nats with `form` 'logprob'), above 0. The weight is then found
-    while training (`budget.py`)."""
+    response positions, in logits (nats with `form` 'logprob', spreads with 'standardised'), above
+    0. The weight is then found while training (`budget.py`)."""
 
     anchors: str = NO_ANCHORS
     """Prompts beside the training data at which the drift is held too (`anchors.py`): 'off',
