@@ -147,8 +147,9 @@ class First:
         return answers
 
 
-def asked_first(chat, prompts, templates):
+def asked_first(chat, prompts, templates, *, own=False):
     """The first way to render: each prompt once for each template, and nothing left out."""
+    assert not own  # it had none of its own
     begun = [(Answered(chat.render(prompt), []), []) for prompt in prompts]
     for template in templates:
         answer = chat.tokenizer(template, add_special_tokens=False).input_ids
@@ -156,10 +157,18 @@ def asked_first(chat, prompts, templates):
             assert chat.render(prompt) == asked.context
             asked.answers.append(answer)
             openings.append(mining.opening_length(chat.tokenizer, template, answer))
-    return [asked for asked, _ in begun], [openings for _, openings in begun]
+    return [asked for asked, _ in begun], [openings for _, openings in begun], templates
 
 
-WAYS = {"new": (Reader, mining._asked), "old": (First, asked_first)}
+def spreads_first(chat, reading, helped, kept):
+    """The first way measured no spreads of logits."""
+    return []
+
+
+WAYS = {
+    "new": (Reader, mining._asked, mining._spreads),
+    "old": (First, asked_first, spreads_first),
+}
 
 
 def timed(call, seconds, name):
@@ -176,7 +185,7 @@ def timed(call, seconds, name):
 
 def mined(model, tokenizer, way):
     """What is mined by a way, and the seconds of its parts and of the whole."""
-    reader, mining._asked = WAYS[way]
+    reader, mining._asked, mining._spreads = WAYS[way]
     seconds = {"reading": 0.0, "answering": 0.0}
 
     def read(chat, asked):

@@ -25,9 +25,9 @@ TRAINING = {
 }
 METHODS = (
     {"name": "plain"},
-    {"name": "str", "weights": [0.1, 10.0]},
-    {"name": "str-kl", "method": "str", "weights": [3.0],
-     "settings": {"str_form": "kl", "str_anchors": "built-in"}},
+    {"name": "str", "weights": [3.0]},
+    {"name": "paper", "method": "str", "weights": [0.1, 10.0],
+     "settings": {"str_form": "logit", "str_anchors": "off"}},
 )  # fmt: skip
 DATA = (
     {"name": "sst2", "train": "sst2", "tasks": "sst2"},

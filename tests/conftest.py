@@ -122,6 +122,7 @@ def flags(model_folder, data_file, tokens_file, tmp_path):
         "lora_r": 4, "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01,
         "bf16": False, "gradient_checkpointing": False, "use_cpu": True, "logging_steps": 1,
         "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "lora_dropout": 0.0,
+        "str_form": "logit", "str_anchors": "off",
     }  # fmt: skip
 
 

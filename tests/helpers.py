@@ -111,7 +111,14 @@ def settings(kind, tmp_path, **changes):
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
         "lr_scheduler_type": "constant", "max_length": 64, "assistant_only_loss": True,
     }  # fmt: skip
+    if issubclass(kind, STRConfig):  # tiny models refuse nothing, so that they have no anchors
+        values |= {"str_form": "logit", "str_anchors": "off"}
     return kind(**{**values, **changes})
+
+
+def paper(**changes):
+    """The paper's form and nothing beside it; the tiny models refuse nothing to be held at."""
+    return STRSettings(**{"form": "logit", "anchors": "off", **changes})
 
 
 def lora(**changes):
@@ -202,7 +209,7 @@ def plain_trainer(
     return kind(
         model, TrainingArguments(save_strategy="no", **kept), train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer), safety_tokens=tokens,
-        settings=STRSettings(weight=weight, reference="adapter_off", anchors="off"), **changes,
+        settings=paper(weight=weight, reference="adapter_off"), **changes,
     )  # fmt: skip
 
 
@@ -278,6 +285,10 @@ def run_script(tmp_path, *words, processes=1):
 
 
 def tune(flags, *more):
+    if flags.get("method", "str") != "str":  # which `str_` settings do not belong to
+        flags = {
+            key: value for key, value in flags.items() if key not in ("str_form", "str_anchors")
+        }
     words = [f"--{key}={value}" for key, value in flags.items() if value is not None]
     return runner.invoke(app, ["tune", *words, *more])
 

@@ -38,6 +38,7 @@ from .method import adapters, cache, capture, penalty, reference
 from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
 from .method.settings import (
+    AUTO_ANCHORS,
     DEFAULT_FORM,
     DEFAULT_WEIGHT,
     NO_ANCHORS,
@@ -95,24 +96,25 @@ class STRConfig(SFTConfig):
     str_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the drift (squared logits) beside the task loss (nats); 0 measures "
-            f"the drift without holding. Unset, and no budget: {DEFAULT_WEIGHT:g}, and "
-            f"{penalty.FORMS['kl'].weight:g} with form kl, in nats."
+            "help": "Weight of the drift beside the task loss (nats); 0 measures the drift without "
+            f"holding. Unset, and no budget: {DEFAULT_WEIGHT:g}, and "
+            f"{penalty.FORMS['logit'].weight:g} with the other forms than kl."
         },
     )
     str_budget: float | None = field(
         default=None,
         metadata={
             "help": "In place of a weight: by how much a safety token may move (root mean square, "
-            "in logits); the weight is found while training."
+            "in logits or nats; not with form kl); the weight is found while training."
         },
     )
     str_anchors: str = field(
-        default=NO_ANCHORS,
+        default=AUTO_ANCHORS,
         metadata={
             "help": "Prompts beside the data at which refusals and help are held too: 'built-in', "
             "a file with a column 'prompt' (and 'kind': harmful or harmless), 'off', or 'auto': "
-            "built-in where possible."
+            "built-in, and none with a weight of 0 or, with another form than kl, where they "
+            "cannot be had."
         },
     )
     str_anchor_weight: float | None = field(
@@ -120,7 +122,7 @@ class STRConfig(SFTConfig):
         metadata={
             "help": "Weight of the anchor drift (squared nats), without a budget. Unset: "
             f"{penalty.FORMS[DEFAULT_FORM].anchor_weight:g}, and "
-            f"{penalty.FORMS['kl'].anchor_weight:g} with form kl."
+            f"{penalty.FORMS['logit'].anchor_weight:g} with the other forms than kl."
         },
     )
     str_anchor_share: float = field(
@@ -179,6 +181,8 @@ class STRConfig(SFTConfig):
         if self.str_weight is None and self.str_budget is None:
             # an unknown form is refused below, by `settings`
             self.str_weight = penalty.FORMS.get(self.str_form, penalty.FORMS[DEFAULT_FORM]).weight
+        if self.str_anchors is False:  # what YAML makes of a bare `off`
+            self.str_anchors = NO_ANCHORS
         super().__post_init__()
         self.settings()
 

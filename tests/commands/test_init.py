@@ -89,7 +89,8 @@ def test_a_dry_run_says_all_of_it_and_writes_nothing(flags, tmp_path):
     assert not (tmp_path / "run").exists()
     for more, said in (("--str_budget=0.2", "budget 0.2"), ("--str_weight=0", "nothing is held"),
                        ("--method=kl", "method kl")):  # fmt: skip
-        assert said in runner.invoke(app, ["tune", *words, more, "--dry-run"]).stdout
+        own = [each for each in words if more != "--method=kl" or "--str_" not in each]
+        assert said in runner.invoke(app, ["tune", *own, more, "--dry-run"]).stdout
 
 
 def test_a_rate_falls_with_the_width_and_keeps_within_bounds():

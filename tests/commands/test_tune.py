@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from moorline import SafetyTokens
 from moorline.commands.cli import app
+from moorline.commands.tune_settings import parse
 
 runner = CliRunner()
 
@@ -457,7 +458,17 @@ def test_help_is_short_and_true(flags):
     assert actions["--max_length"].default == 1024
     assert actions["--per_device_train_batch_size"].default == 8
     assert actions["--str_weight"].default is None
-    assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 10.0
+    assert STRConfig(str(flags["output_dir"]), bf16=False).str_weight == 3.0
     whole = runner.invoke(app, ["tune", "--help-all"]).stdout
     assert "--adam_beta1" in whole
     assert "constrained_sft" in whole
+
+
+def test_a_bare_off_in_yaml_is_off(flags, tmp_path):
+    """YAML reads it as false, which went on as a setting that nobody knew."""
+    flags = {key: value for key, value in flags.items() if key != "str_anchors"}
+    path = tmp_path / "settings.yaml"
+    path.write_text("".join(f"{name}: {json.dumps(str(each))}\n" for name, each in flags.items()))
+    assert parse(["--config", str(path)]).training.str_anchors == "auto"  # the control
+    path.write_text(path.read_text() + "str_anchors: off\n")
+    assert parse(["--config", str(path)]).training.str_anchors == "off"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 TRAINING = {
     "max_steps": 3, "use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear",
     "learning_rate": 4.0e-3, "per_device_train_batch_size": 4, "dtype": "float32", "bf16": False,
-    "logging_steps": 1, "disable_tqdm": True,
+    "logging_steps": 1, "disable_tqdm": True, "str_form": "logit", "str_anchors": "off",
 }  # fmt: skip
 
 

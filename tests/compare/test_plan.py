@@ -53,17 +53,19 @@ def test_a_good_plan_is_read_and_its_cells_counted(tmp_path):
     assert len({each.path for each in found}) == len(found)
     assert [each.label for each in plan.methods[1].at()] == ["weight 1", "weight 10"]
     assert plan.methods[2].at()[0].words == ("--method", "kl", "--method_strength", "0.1")
-    assert "aligned reference" in plan.methods[2].needs
+    assert "aligned reference" in plan.methods[2].needs({})
 
 
 def test_anchors_are_extra_data(tmp_path):
     """The cost column left them out."""
     anchored = {"name": "anchored", "method": "str", "weights": [3],
                 "settings": {"str_anchors": "built-in"}}  # fmt: skip
-    methods = [{"name": "plain"}, {"name": "str", "weights": [3]}, anchored]
+    alone = {"name": "alone", "method": "str", "weights": [3], "settings": {"str_anchors": "off"}}
+    methods = [{"name": "plain"}, {"name": "str", "weights": [3]}, anchored, alone]
     found = read_plan(written(tmp_path, {**GOOD, "methods": methods})).methods
-    assert "anchor prompts" in found[2].needs
-    assert "anchor prompts" not in found[1].needs
+    told = ["anchor prompts" in each.needs({}) for each in found]
+    assert told == [False, True, True, False]  # the default has them
+    assert "anchor prompts" not in found[1].needs({"str_anchors": "off"})
 
 
 def test_the_share_of_wise_ft_protects_the_more_the_smaller_it_is(tmp_path):

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 import torch
-from helpers import conversations, lora, moved, run_script, str_trainer, trained
+from helpers import conversations, lora, moved, paper, run_script, str_trainer, trained
 from peft import get_peft_model
 
 from moorline import InputError, Regularizer, SafetyTokens, STRSettings, mine_safety_tokens
@@ -143,7 +143,7 @@ def test_prompts_that_the_model_does_not_refuse_are_left_out(
     make_model, tokenizer, tokens, own_tokens, anchors_file
 ):
     model = get_peft_model(make_model(), lora())
-    settings = STRSettings(anchors=anchors_file)
+    settings = paper(anchors=anchors_file)
     found = Regularizer(model, own_tokens, settings, tokenizer=tokenizer).anchors
     assert 4 <= len(found) <= len(PROMPTS)
     assert {each.prompt for each in found.prompts} <= set(PROMPTS)
@@ -157,7 +157,7 @@ def test_prompts_that_the_model_does_not_refuse_are_left_out(
 def test_anchors_of_a_further_tuning_are_refusals_of_the_aligned_model(
     make_model, tokenizer, own_tokens, anchors_file
 ):
-    settings = STRSettings(anchors=anchors_file)
+    settings = paper(anchors=anchors_file)
     fresh = Regularizer(
         get_peft_model(make_model(), lora()), own_tokens, settings, tokenizer=tokenizer
     )
@@ -193,13 +193,13 @@ def test_what_is_no_file_and_no_name_is_refused():
 
 def test_anchors_need_a_tokenizer(make_model, own_tokens, anchors_file):
     with pytest.raises(InputError, match="needs the model's tokenizer"):
-        Regularizer(make_model(), own_tokens, STRSettings(anchors=anchors_file))
+        Regularizer(make_model(), own_tokens, paper(anchors=anchors_file))
 
 
 def test_auto_goes_without_anchors_where_there_are_none_and_says_why(
     make_model, tokenizer, tokens, own_tokens, caplog
 ):
-    auto = STRSettings(anchors="auto")
+    auto = paper(anchors="auto")
     assert Regularizer(make_model(), tokens, auto).anchors is None
     assert "No anchors: `anchors` needs the model's tokenizer" in caplog.text
     unsaid = SafetyTokens(
@@ -211,6 +211,19 @@ def test_auto_goes_without_anchors_where_there_are_none_and_says_why(
     assert held_at_nothing.anchors is None
 
 
+def test_the_default_is_refused_where_it_would_hold_next_to_nothing(
+    make_model, tokenizer, tokens, own_tokens
+):
+    with pytest.raises(InputError, match="needs the model's tokenizer.*`form` to 'logit'"):
+        Regularizer(make_model(), own_tokens)
+    unsaid = SafetyTokens(
+        ids=(0, 2, 3), strings=("a", "b", "c"), scores=(1.0,) * 3, vocab_size=len(tokenizer)
+    )
+    with pytest.raises(InputError, match="refuses 0 of 64 anchor prompts.*`form` to 'logit'"):
+        Regularizer(make_model(), unsaid, tokenizer=tokenizer)
+    assert Regularizer(make_model(), own_tokens, paper()).anchors is None  # the control
+
+
 def test_a_form_that_wants_anchors_says_so_where_there_are_none(
     make_model, tokenizer, own_tokens, anchors_file, caplog
 ):
@@ -218,10 +231,10 @@ def test_a_form_that_wants_anchors_says_so_where_there_are_none(
     for form, anchors, weight in (
         ("logit", "off", 1.0), ("kl", anchors_file, 1.0), ("kl", "off", 0.0)
     ):  # fmt: skip
-        settings = STRSettings(form=form, anchors=anchors, weight=weight)
+        settings = paper(form=form, anchors=anchors, weight=weight)
         Regularizer(make_model(), own_tokens, settings, tokenizer=tokenizer)
     assert told not in caplog.text
-    Regularizer(make_model(), own_tokens, STRSettings(form="kl"), tokenizer=tokenizer)
+    Regularizer(make_model(), own_tokens, paper(form="kl"), tokenizer=tokenizer)
     assert told in caplog.text
 
 
@@ -284,7 +297,7 @@ def test_a_loop_of_ones_own_counts_anchors_once_a_step_in_any_mode(
 ):
     """In evaluation mode no anchor was read, and N batches counted them N times."""
     model = moved(make_model).eval()
-    settings = STRSettings(anchors=anchors_file, anchor_share=1.0, weight=1e-6, anchor_weight=2.0)
+    settings = paper(anchors=anchors_file, anchor_share=1.0, weight=1e-6, anchor_weight=2.0)
     regularizer = Regularizer(model, own_tokens, settings, tokenizer=tokenizer)
     texts = [tokenizer.apply_chat_template(each["messages"], tokenize=False)
              for each in conversations(8)]  # fmt: skip
@@ -309,4 +322,4 @@ def test_a_loop_of_ones_own_counts_anchors_once_a_step_in_any_mode(
 
 def test_an_explicit_anchor_at_weight_zero_is_refused(anchors_file):
     with pytest.raises(InputError, match="`weight` 0 holds nothing"):
-        STRSettings(weight=0.0, anchors=anchors_file)
+        paper(weight=0.0, anchors=anchors_file)

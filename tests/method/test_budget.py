@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from helpers import conversations, lora, moved, settings, str_trainer, trained
+from helpers import conversations, lora, moved, paper, settings, str_trainer, trained
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorline import InputError, Regularizer, STRConfig, STRSettings
+from moorline import InputError, Regularizer, STRConfig
 from moorline.method.budget import HIGHEST, LOWEST, RATIO, WeightController
 
 
@@ -91,12 +91,12 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened():
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), math.inf])
 def test_a_budget_is_above_zero(budget):
     with pytest.raises(InputError, match="`budget` must be a number above 0"):
-        STRSettings(budget=budget)
+        paper(budget=budget)
 
 
 def test_a_weight_and_a_budget_exclude_each_other(tmp_path):
     with pytest.raises(InputError, match="`weight` 3.0 and `budget` 0.1 are both given"):
-        STRSettings(weight=3.0, budget=0.1)
+        paper(weight=3.0, budget=0.1)
     with pytest.raises(InputError, match="`str_weight` 3.0 and `str_budget`"):
         settings(STRConfig, tmp_path, str_weight=3.0, str_budget=0.1)
 
@@ -162,7 +162,7 @@ def test_a_resumed_run_finds_the_weights_of_an_unbroken_one(
 
 def test_a_loop_of_ones_own_settles_the_weight_after_each_step(make_model, tokenizer, tokens):
     model = moved(make_model)
-    regularizer = Regularizer(model, tokens, STRSettings(budget=0.1))
+    regularizer = Regularizer(model, tokens, paper(budget=0.1))
     texts = [tokenizer.apply_chat_template(each["messages"], tokenize=False)
              for each in conversations(4)]  # fmt: skip
     batch = tokenizer(texts, padding=True, return_tensors="pt")

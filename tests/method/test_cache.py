@@ -23,6 +23,7 @@ from helpers import (
     labelled,
     lora,
     moved,
+    paper,
     run_script,
     settings,
     str_trainer,
@@ -30,7 +31,7 @@ from helpers import (
 )
 from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
-from moorline import InputError, PrerequisiteError, STRConfig, STRSettings, STRTrainer
+from moorline import InputError, PrerequisiteError, STRConfig, STRTrainer
 from moorline.method import cache_job
 from moorline.method.cache import COLUMN, Cache, Cached, key_of
 from moorline.method.cache_plan import why_not
@@ -498,7 +499,7 @@ def test_rows_that_differ_by_their_mask_alone_have_each_their_own_reference(
             str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=2, report_to="none",
             use_cpu=True, logging_steps=1, save_strategy="no", disable_tqdm=True,
         ), train_dataset=Dataset.from_list([row, masked]), safety_tokens=tokens,
-        data_collator=DataCollatorForSeq2Seq(tokenizer), settings=STRSettings(reference="cached"),
+        data_collator=DataCollatorForSeq2Seq(tokenizer), settings=paper(reference="cached"),
     )  # fmt: skip
     _, log = trained(trainer)
     assert log[0]["str/drift"] < 1e-10, "the model is untouched"

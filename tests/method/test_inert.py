@@ -4,7 +4,16 @@ import logging
 
 import pytest
 import torch
-from helpers import conversations, labelled, lora, moved, plain_trainer, settings, str_trainer
+from helpers import (
+    conversations,
+    labelled,
+    lora,
+    moved,
+    paper,
+    plain_trainer,
+    settings,
+    str_trainer,
+)
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
@@ -13,7 +22,6 @@ from moorline import (
     Regularizer,
     SafetyTokens,
     STRConfig,
-    STRSettings,
     STRTrainer,
     embedded,
 )
@@ -46,13 +54,13 @@ def test_tokens_that_no_refusal_says_are_refused(spelled):
     tokenizer, tokens = spelled
     model = loaded(embedded.aligned_path())
     with pytest.raises(InputError, match=r"in 18 refusals \(needed: 0.01\), so nothing"):
-        Regularizer(model, tokens(PICNIC), tokenizer=tokenizer)
-    Regularizer(loaded(embedded.aligned_path()), tokens(REFUSAL), tokenizer=tokenizer)
+        Regularizer(model, tokens(PICNIC), paper(), tokenizer=tokenizer)
+    Regularizer(loaded(embedded.aligned_path()), tokens(REFUSAL), paper(), tokenizer=tokenizer)
     # what is measured only is not refused
     Regularizer(
         loaded(embedded.aligned_path()),
         tokens(PICNIC),
-        STRSettings(weight=0.0),
+        paper(weight=0.0),
         tokenizer=tokenizer,
     )
 
@@ -61,13 +69,13 @@ def test_a_reference_that_was_swapped_with_the_model_is_refused(spelled):
     tokenizer, tokens = spelled
     aligned, base = embedded.aligned_path(), embedded.base_path()
     with pytest.raises(InputError, match="Were the two swapped"):
-        Regularizer(loaded(aligned), tokens(REFUSAL), None, base, tokenizer=tokenizer)
-    Regularizer(loaded(base), tokens(REFUSAL), None, aligned, tokenizer=tokenizer)
+        Regularizer(loaded(aligned), tokens(REFUSAL), paper(), base, tokenizer=tokenizer)
+    Regularizer(loaded(base), tokens(REFUSAL), paper(), aligned, tokenizer=tokenizer)
 
 
 def own_loop(model, tokens, batch, steps, *, spoil=lambda regularizer: None):
     """Steps on one batch in a loop of one's own."""
-    regularizer = Regularizer(model, tokens)
+    regularizer = Regularizer(model, tokens, paper())
     spoil(regularizer)
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -199,7 +207,7 @@ def test_weights_that_are_no_numbers_are_refused_before_training(of, make_model,
     with torch.no_grad():
         models[of].lm_head.weight[3, 5] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite on a probe"):
-        Regularizer(models["model"], tokens, None, models["reference"])
+        Regularizer(models["model"], tokens, paper(), models["reference"])
 
 
 # A word that the probe at the door does not say.
@@ -214,7 +222,7 @@ def rows_with_the_word(batch):
 def test_a_drift_that_is_no_number_is_refused_by_step_and_row(of, make_model, tokens, batch):
     model = make_model()
     batch["input_ids"][2, 1] = WORD
-    regularizer = Regularizer(model, tokens, STRSettings(reference="frozen_copy"))
+    regularizer = Regularizer(model, tokens, paper(reference="frozen_copy"))
     spoilt = model if of.startswith("model") else regularizer.reference.model
     with torch.no_grad():
         spoilt.get_input_embeddings().weight[WORD] = torch.nan

@@ -11,6 +11,7 @@ from helpers import (
     conversations,
     lora,
     moved,
+    paper,
     plain_trainer,
     run_script,
     settings,
@@ -463,7 +464,7 @@ def test_native_adapters_of_transformers_are_switched_off_too(
     model.add_adapter(lora())
     trainer = PlainSTRTrainer(
         model, TrainingArguments(str(tmp_path / "out"), report_to="none", use_cpu=True),
-        safety_tokens=tokens,
+        safety_tokens=tokens, settings=paper(),
     )  # fmt: skip
     assert trainer.regularizer.reference.name == "adapter_off"
     ids = torch.randint(6, 90, (2, 9))

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from helpers import conversations, lora, moved, settings, str_trainer, trained
+from helpers import conversations, lora, moved, paper, settings, str_trainer, trained
 from peft import get_peft_model
 from torch.amp import GradScaler
 from transformers import MixtralConfig, MixtralForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from moorline import InputError, Regularizer, SafetyTokens, STRConfig, STRSettings, STRTrainer
+from moorline import InputError, Regularizer, SafetyTokens, STRConfig, STRTrainer
 
 WEIGHT = 2.0
 
@@ -25,7 +25,7 @@ def batch_of(model, rows=4, length=12, seed=0):
 
 def step(model, tokens, batch, dtype=None, scale=None):
     """Drift and adapter gradients of one step in a loop of one's own."""
-    regularizer = Regularizer(model, tokens, STRSettings(weight=WEIGHT, reference="adapter_off"))
+    regularizer = Regularizer(model, tokens, paper(weight=WEIGHT, reference="adapter_off"))
     model.train()
     with (
         torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None),
@@ -141,15 +141,15 @@ def test_a_vocabulary_that_was_padded_before_mining_is_held(rows, make_model, to
 def test_a_vocabulary_that_changed_since_mining_is_refused(make_model, tokenizer, tokens_file):
     tokens = SafetyTokens.load(tokens_file)
     model = make_model()
-    Regularizer(model, tokens, tokenizer=tokenizer)  # the control
+    Regularizer(model, tokens, paper(), tokenizer=tokenizer)  # the control
     resized = make_model()
     resized.resize_token_embeddings(len(tokenizer) + 8)
     with pytest.raises(InputError, match=r"head of the model has \d+ .* Mine again"):
-        Regularizer(resized, tokens, tokenizer=tokenizer)
+        Regularizer(resized, tokens, paper(), tokenizer=tokenizer)
     more = copy.deepcopy(tokenizer)
     more.add_tokens(["<tool>"])
     with pytest.raises(InputError, match=r"mined with another tokenizer"):
-        Regularizer(make_model(), tokens, tokenizer=more)
+        Regularizer(make_model(), tokens, paper(), tokenizer=more)
 
 
 def experts():

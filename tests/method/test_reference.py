@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import PlainSTRTrainer
+from helpers import PlainSTRTrainer, settings
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from moorline import InputError, STRConfig, STRTrainer
@@ -163,9 +163,7 @@ def test_a_given_reference_is_held_to(
     for given in (make_model(), str(model_folder)):
         trainer = STRTrainer(
             other,
-            STRConfig(
-                str(tmp_path / "out"), bf16=False, gradient_checkpointing=False, str_reference=kind
-            ),
+            settings(STRConfig, tmp_path, str_reference=kind),
             safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
             reference_model=given,
         )  # fmt: skip
@@ -177,7 +175,7 @@ def test_pissa_with_a_given_reference_is_held_to_the_aligned_model(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
     trainer = STRTrainer(
-        make_model(), STRConfig(str(tmp_path / "out"), bf16=False, gradient_checkpointing=False),
+        make_model(), settings(STRConfig, tmp_path),
         safety_tokens=tokens, train_dataset=rows, processing_class=tokenizer,
         peft_config=lora(init_lora_weights="pissa"), reference_model=make_model(),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from helpers import (
     labelled,
     lora,
     moved,
+    paper,
     plain_trainer,
     settings,
     str_trainer,
@@ -63,7 +64,7 @@ def test_a_loop_of_ones_own_takes_the_steps_of_the_trainer(
     batches = [dict(each) for each in trainer.get_train_dataloader()] * 2
     weights, log = trained(trainer)
     model = (moved(make_model) if adapter else make_model()).train()
-    given = STRSettings(weight=2.0, positions=positions)
+    given = paper(weight=2.0, positions=positions)
     kind = torch.optim.AdamW if adapter else torch.optim.SGD
     losses = own_loop(
         model, batches, tokens, accumulation=2, settings=given,
@@ -88,7 +89,7 @@ def a_batch(num=3, length=12):
 def test_the_reference_sees_what_the_host_passes_and_not_the_batch(make_model, tokens):
     """A host that edits the batch, here the positions of its tokens: nothing moved, drift 0."""
     model, batch = get_peft_model(make_model(), lora()).train(), a_batch()
-    regularizer = Regularizer(model, tokens)
+    regularizer = Regularizer(model, tokens, paper())
     with regularizer.watch(model, batch) as drift:
         places = torch.arange(12).flip(0).expand(3, 12)
         model(
@@ -109,7 +110,7 @@ def test_the_reference_sees_what_the_host_passes_and_not_the_batch(make_model, t
 def test_the_host_gets_back_its_own_output(make_model, tokens):
     model, batch = get_peft_model(make_model(), lora()), a_batch()
     plain = model(**batch)
-    regularizer = Regularizer(model, tokens)
+    regularizer = Regularizer(model, tokens, paper())
     with regularizer.watch(model, batch) as drift:
         output = model(**batch)
     assert type(output) is type(plain)
@@ -140,7 +141,7 @@ def test_compute_metrics_gets_the_logits_of_a_plain_trainer(
 
 def test_only_the_first_call_is_recorded(make_model, tokens):
     model, batch = get_peft_model(make_model(), lora()), a_batch()
-    regularizer = Regularizer(model, tokens)
+    regularizer = Regularizer(model, tokens, paper())
     with regularizer.watch(model, batch) as drift:
         model(**batch)
         model(input_ids=batch["input_ids"][:1])
@@ -149,7 +150,7 @@ def test_only_the_first_call_is_recorded(make_model, tokens):
 
 def test_calls_that_would_train_nothing_are_refused(make_model, tokens):
     model, batch = get_peft_model(make_model(), lora()).train(), a_batch()
-    regularizer = Regularizer(model, tokens)
+    regularizer = Regularizer(model, tokens, paper())
     with (
         pytest.raises(InputError, match="does not call the model"),
         regularizer.watch(model, batch),
@@ -180,7 +181,7 @@ def test_calls_that_would_train_nothing_are_refused(make_model, tokens):
 
 def test_a_cache_needs_a_trainer(make_model, tokens):
     with pytest.raises(InputError, match="`reference` 'cached' is not possible here: in a loop"):
-        Regularizer(make_model(), tokens, STRSettings(reference="cached"))
+        Regularizer(make_model(), tokens, paper(reference="cached"))
 
 
 class Scaled(nn.Linear):
@@ -195,14 +196,14 @@ def test_a_given_reference_is_probed(make_model, tokens):
     """Its safety logits too are read from its head's weight, so they must be its own logits."""
     adapted = get_peft_model(make_model(), lora(target_modules=["q_proj", "lm_head"]))
     with pytest.raises(InputError, match="adapter on the output head"):
-        Regularizer(make_model(), tokens, reference_model=adapted)
+        Regularizer(make_model(), tokens, paper(), reference_model=adapted)
     scaled = make_model()
     head = Scaled(32, scaled.lm_head.out_features, bias=False)
     head.weight = scaled.lm_head.weight
     scaled.lm_head = head
     with pytest.raises(InputError, match="differ from the model's own"):
-        Regularizer(make_model(), tokens, reference_model=scaled)
-    Regularizer(make_model(), tokens, reference_model=make_model(seed=2))  # the control
+        Regularizer(make_model(), tokens, paper(), reference_model=scaled)
+    Regularizer(make_model(), tokens, paper(), reference_model=make_model(seed=2))  # the control
 
 
 def test_a_reference_that_is_the_model_in_training_is_refused(make_model, tokens):
@@ -210,7 +211,7 @@ def test_a_reference_that_is_the_model_in_training_is_refused(make_model, tokens
     adapted = get_peft_model(base, lora())
     for model, given in ((whole, whole), (adapted, base), (adapted, adapted)):
         with pytest.raises(InputError, match="`reference_model` is the model in training"):
-            Regularizer(model, tokens, reference_model=given)
+            Regularizer(model, tokens, paper(), reference_model=given)
     assert all(each.requires_grad for each in whole.parameters()), "and nothing was frozen"
 
 
@@ -230,7 +231,7 @@ def test_adapters_that_rebuild_the_base_are_refused_by_name(
     with pytest.raises(InputError, match=rf"`{name}` .*Give `str_reference_model`"):
         str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora(**changes))
     with pytest.raises(InputError, match=f"`{name}` "):
-        Regularizer(get_peft_model(make_model(), lora(**changes)), tokens)
+        Regularizer(get_peft_model(make_model(), lora(**changes)), tokens, paper())
 
 
 def test_an_adapter_of_any_name_that_changes_the_base_is_refused(
@@ -317,9 +318,9 @@ def test_a_model_that_looks_ahead_is_refused(tokens):
         intermediate_size=48, is_decoder=False, initializer_range=0.3,
     )  # fmt: skip
     with pytest.raises(InputError, match="depend on tokens that come later"):
-        Regularizer(BertGenerationDecoder(config), tokens)
+        Regularizer(BertGenerationDecoder(config), tokens, paper())
     config.is_decoder = True  # the control
-    Regularizer(BertGenerationDecoder(config), tokens)
+    Regularizer(BertGenerationDecoder(config), tokens, paper())
 
 
 def test_a_model_that_was_fully_trained_is_not_taken_for_the_aligned_one_in_silence(
@@ -341,10 +342,10 @@ def test_a_model_that_was_fully_trained_is_not_taken_for_the_aligned_one_in_sile
 
 def test_a_model_that_was_loaded_in_shards_is_refused(make_model, tokens, monkeypatch):
     model = make_model()
-    Regularizer(model, tokens)  # the control
+    Regularizer(model, tokens, paper())  # the control
     monkeypatch.setattr(LlamaForCausalLM, "is_distributed_loading_by_transformers", True)
     with pytest.raises(InputError, match=r"loaded in shards \(`distributed_config`\)"):
-        Regularizer(model, tokens)
+        Regularizer(model, tokens, paper())
 
 
 class OwnLoss(STRTrainer):
@@ -421,11 +422,11 @@ def test_messages_name_what_the_user_wrote(tmp_path, make_model, tokens):
     with pytest.raises(InputError, match="^`str_weight` must be a number of 0 or more"):
         STRConfig(str(tmp_path), bf16=False, str_weight=-1.0)
     with pytest.raises(InputError, match="^`weight` must be a number of 0 or more"):
-        STRSettings(weight=-1.0)
+        paper(weight=-1.0)
     with pytest.raises(InputError, match="Unknown `str_form` 'logits'"):
         STRConfig(str(tmp_path), bf16=False, str_form="logits")
     with pytest.raises(InputError, match="^`reference` 'adapter_off' needs"):
-        Regularizer(make_model(), tokens, STRSettings(reference="adapter_off"))
+        Regularizer(make_model(), tokens, paper(reference="adapter_off"))
 
 
 def test_every_setting_of_the_config_reaches_the_method(tmp_path):
@@ -441,8 +442,8 @@ def test_every_setting_of_the_config_reaches_the_method(tmp_path):
 def test_copies_of_a_watched_model_are_apart(make_model, tokens):
     """A frozen copy is taken although the model was taught to return its safety logits before."""
     model, batch = make_model(), a_batch()
-    Regularizer(model, tokens)
-    regularizer = Regularizer(model, tokens)
+    Regularizer(model, tokens, paper())
+    regularizer = Regularizer(model, tokens, paper())
     assert isinstance(regularizer.reference.model, LlamaForCausalLM)
     state = copy.deepcopy(model.state_dict())
     with torch.no_grad():

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import str_trainer
+from helpers import paper, str_trainer
 
-from moorline import InputError, Regularizer, STRSettings
+from moorline import InputError, Regularizer
 from moorline.chat.chat_model import ChatModel
 from moorline.method.spread import spreads, spreads_of
 
@@ -43,7 +43,7 @@ def test_a_logit_that_hardly_varies_counts_no_more_than_ten_others(make_model, t
 
 def _drift(model, tokens, form, batch, moved):
     """The drift where the head's input has moved."""
-    settings = STRSettings(form=form, reference="frozen_copy", weight=1.0)
+    settings = paper(form=form, reference="frozen_copy", weight=1.0)
     regularizer = Regularizer(model, tokens, settings)
     with torch.no_grad():
         model.model.norm.weight.mul_(moved)
@@ -85,7 +85,7 @@ def test_it_is_blind_to_all_other_logits_rising_as_logit_is(make_model, tokens):
     model = make_model(tie_word_embeddings=False).eval()
     ids = torch.randint(5, 90, (1, 12), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    regularizer = Regularizer(model, tokens, STRSettings(form="standardised"))
+    regularizer = Regularizer(model, tokens, paper(form="standardised"))
     before = model(**batch).logits.detach().softmax(-1)[..., list(tokens.ids)].sum(-1)
     others = [each for each in range(model.config.vocab_size) if each not in tokens.ids]
     with torch.no_grad():

@@ -18,7 +18,7 @@ class STR(Peer):
     name = "str"
     source = "Bach and Tran 2026, arXiv:2604.17210"
     strength = Strength(
-        symbol="weight", meaning="weight of the drift (squared logits) beside the task loss",
+        symbol="weight", meaning="weight of the drift beside the task loss",
         default=DEFAULT_WEIGHT, grid=(0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
     )  # fmt: skip
     needs = (Need.ALIGNED_REFERENCE, Need.SAFETY_TOKENS)

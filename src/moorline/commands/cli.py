@@ -60,6 +60,9 @@ def demo(
     task: Annotated[str, typer.Option(help="Downstream task: plans or reviews.")] = "plans",
     weight: Annotated[float | None, typer.Option(help="Weight of the drift.")] = None,
     form: Annotated[str | None, typer.Option(help="Form of the drift.")] = None,
+    anchors: Annotated[
+        str | None, typer.Option(help="Prompts to hold at too: auto, built-in, off.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Do the main job on the embedded model: mine, tune plainly and with STR, audit, report."""
@@ -67,7 +70,10 @@ def demo(
         from .demo import Demo, next_steps
         from .demo import demo as run
 
-        given = {"seed": seed, "poison": poison, "task": task, "weight": weight, "form": form}
+        given = {
+            "seed": seed, "poison": poison, "task": task, "weight": weight, "form": form,
+            "anchors": anchors,
+        }  # fmt: skip
         asked = Demo(**{name: value for name, value in given.items() if value is not None})
         with bars(show=True) as tell:
             made = run(output, asked, progress=tell)

@@ -12,7 +12,7 @@ from .. import embedded
 from ..chat.loading import load_chat_model
 from ..errors import InputError
 from ..method.mining import mine_safety_tokens
-from ..method.settings import DEFAULT_WEIGHT
+from ..method.settings import AUTO_ANCHORS, DEFAULT_FORM
 from ..provenance import as_json, write_json, write_text
 from ..report import Report, report
 from ..trainer import STRConfig
@@ -59,18 +59,29 @@ class Demo:
     task: str = "plans"
     """Which downstream task, one of `embedded.TASKS`."""
 
-    weight: float = DEFAULT_WEIGHT
-    form: str = STRConfig.str_form
+    weight: float | None = None
+    """Of the drift; what its form begins with if None."""
+
+    form: str = DEFAULT_FORM
+    anchors: str = AUTO_ANCHORS
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 32:
             raise InputError(f"`seed` must be a whole number from 0 to 2^32 - 1, got {self.seed}.")
         self.rows()
-        STRConfig(output_dir="unused", bf16=False, str_weight=self.weight, str_form=self.form)
+        STRConfig(
+            output_dir="unused", bf16=False, str_weight=self.weight, str_form=self.form,
+            str_anchors=self.anchors,
+        )  # fmt: skip
 
     def rows(self) -> list[Any]:
         """The training rows."""
         return embedded.training_rows(self.task, num=NUM_ROWS, poison=self.poison, seed=self.seed)
+
+    def held(self) -> list[str]:
+        """The flags by which the refusals are held."""
+        weight = [] if self.weight is None else ["--str_weight", f"{self.weight:g}"]
+        return [*weight, "--str_form", self.form, "--str_anchors", self.anchors]
 
     def commands(self, output: Path) -> list[list[str]]:
         """The command lines that do it, but for the report."""
@@ -79,10 +90,9 @@ class Demo:
             [
                 "tune", "--model_name_or_path", model, "--dataset_name", str(output / "rows.jsonl"),
                 "--str_tokens", tokens, *TRAINING.split(), "--seed", str(self.seed),
-                "--str_weight", str(weight), "--str_form", self.form,
-                "--output_dir", str(output / name),
+                *held, "--output_dir", str(output / name),
             ]
-            for name, weight in (("plain", 0.0), ("str", self.weight))
+            for name, held in (("plain", ["--str_weight", "0"]), ("str", self.held()))
         ]  # fmt: skip
         asking = ["--suite", f"embedded:{self.task}", "--max-new-tokens", "48",
                   "--batch-size", "64", "--seed", str(self.seed)]  # fmt: skip

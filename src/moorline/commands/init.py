@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import InputError
-from ..method.settings import DEFAULT_WEIGHT
+from ..method.settings import AUTO_ANCHORS, DEFAULT_FORM, DEFAULT_WEIGHT
 from ..provenance import write_text
 from .library_messages import quiet
 from .look import Look, fitting_rate, look, steps_of, told
@@ -55,10 +55,12 @@ gradient_checkpointing: $checkpointing
 # How hard the refusals are held. Larger holds harder and may cost some of the task; 0 holds
 # nothing and measures the drift. `moorline try` compares weights on your own rows.
 str_weight: $weight
-# In place of a weight: how far a safety token may move (experimental).
-# str_budget: 0.2
-# Hold at prompts that ought to be refused too, for data that you do not trust.
-# str_anchors: built-in
+# Holds the model where it would refuse, and leaves a task alone that it would answer. The
+# paper's form is logit, with a weight of 10.
+str_form: $form
+# Hold it at 64 prompts that ought to be refused and 64 that ought to be answered too, with its
+# own answers. They are extra data, and no audit may ask them.
+str_anchors: $anchors
 
 # Prompts asked before and after, so that the run ends with what it kept; 0 asks none.
 check_prompts: $checked
@@ -94,6 +96,7 @@ def init(model: str, rows: str, file: Path, *, output: str = "out") -> list[str]
         words, model=shlex.quote(model), rows=shlex.quote(rows), file=shlex.quote(str(file)),
         model_yaml=_quoted(model), rows_yaml=_quoted(rows), output=_quoted(output), seen="",
         steps="N", checked=_CHECKED, weight=DEFAULT_WEIGHT,
+        form=DEFAULT_FORM, anchors=AUTO_ANCHORS,
     )  # fmt: skip
     write_text(file, text)
     try:

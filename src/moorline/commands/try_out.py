@@ -26,7 +26,7 @@ from .look import Look, look, told
 from .training_data import read_training_data, split_of
 from .tune_settings import Settings, parse
 
-WEIGHTS = (DEFAULT_WEIGHT / 10, DEFAULT_WEIGHT, DEFAULT_WEIGHT * 3)
+WEIGHTS = (DEFAULT_WEIGHT / 3, DEFAULT_WEIGHT, DEFAULT_WEIGHT * 3)
 """The default between two others."""
 
 _DATA, _MODEL = "rows", "model"

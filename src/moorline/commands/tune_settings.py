@@ -18,17 +18,18 @@ Fine-tune a chat model with its refusals held. Flags and YAML keys are those of 
 
 Moorline
   --str_weight FLOAT             Weight of the drift beside the task loss; 0 measures without
-                                 holding. [10, with kl 3, where there is no budget]
+                                 holding. [3, with other forms 10, where there is no budget]
   --str_budget FLOAT             In place of a weight: by how much a safety token may move (root
                                  mean square, in logits); the weight is found while training.
+                                 Not with form kl.
   --str_anchors NAME|FILE        Prompts beside the data at which refusals and help are held too:
                                  built-in, a file with columns 'prompt' and 'kind', off, or auto:
-                                 built-in where the model refuses them. [off]
+                                 built-in where the model refuses them. [auto]
   --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
-                                 [3, with kl 0.1]
+                                 [0.1, with other forms 3]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.25]
-  --str_form NAME                Form of the drift: logit (the paper's), logprob, standardised
-                                 or kl. [logit]
+  --str_form NAME                Form of the drift: kl, logit (the paper's), logprob or
+                                 standardised. [kl]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]
   --str_reference NAME           Where the reference comes from: auto, adapter_off, frozen_copy or
                                  cached. [auto]

@@ -11,7 +11,7 @@ from ..audit.metrics import metric as metric_named
 from ..audit.settings import AuditSettings
 from ..baselines import method_named
 from ..errors import InputError
-from ..method.settings import NO_ANCHORS
+from ..method.settings import AUTO_ANCHORS, DEFAULT_FORM, NO_ANCHORS
 from ..records import parse, read_yaml
 from ..tables import is_table
 
@@ -141,11 +141,15 @@ class Method:
         """plain, str, or a method of `tune --method`."""
         return self.method or self.name
 
-    @property
-    def needs(self) -> str:
-        """What it needs beside the model and the rows, in words."""
+    def needs(self, shared: Mapping[str, Value]) -> str:
+        """What it needs beside the model and the rows, in words.
+
+        Args:
+            shared: Settings of all cells.
+        """
         known = [str(each) for each in method_named(self.kind).needs]
-        if self.settings.get("str_anchors", NO_ANCHORS) != NO_ANCHORS:
+        anchors = {**shared, **self.settings}.get("str_anchors", AUTO_ANCHORS)
+        if self.kind == "str" and anchors != NO_ANCHORS:
             known.append("anchor prompts")
         return ", ".join([*known, self.extra_data] if self.extra_data else known)
 
@@ -255,6 +259,12 @@ class Plan:
                 raise InputError(
                     f"method {each.name!r}: `settings` sets {both[0]!r}, which all methods share: "
                     "the conditions would not be equal. Leave it out."
+                )
+            form = {**self.training, **each.settings}.get("str_form", DEFAULT_FORM)
+            if each.budgets and form == "kl":
+                raise InputError(
+                    f"method {each.name!r}: `budgets` are root mean squares, which form kl has "
+                    "none of. Set `str_form` to 'logprob' in its `settings`, or give `weights`."
                 )
 
     def plain(self) -> Method:

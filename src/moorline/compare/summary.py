@@ -265,7 +265,7 @@ def _cost(table: _Table, at: At) -> Cost:
         tune_seconds=statistics.median(each.tune_seconds for each in done) if done else None,
         peak_memory_bytes=max(peaks, default=None),
         extra_rows=max(rows, default=None),
-        extra_data=method.needs,
+        extra_data=method.needs(table.plan.training),
     )
 
 

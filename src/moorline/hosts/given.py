@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from ..errors import InputError, unknown_choice
 from ..method.safety_tokens import SafetyTokens
-from ..method.settings import STRSettings, named_as_written
+from ..method.settings import NO_ANCHORS, STRSettings, named_as_written
 
 _HINTS = get_type_hints(STRSettings)
 
@@ -66,6 +66,8 @@ def read(values: Mapping[str, Any]) -> Given:
         )
     given = {name: values[name] for name in NAMES if values.get(name) is not None}
     tokens, model = given.pop("str_tokens"), given.pop("str_reference_model", None)
+    if given.get("str_anchors") is False:  # what YAML makes of a bare `off`
+        given["str_anchors"] = NO_ANCHORS
     with named_as_written():
         settings = STRSettings(**{name.removeprefix("str_"): given[name] for name in given})
     return Given(safety_tokens=SafetyTokens.load(tokens), settings=settings, reference_model=model)

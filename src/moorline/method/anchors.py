@@ -66,8 +66,9 @@ _SAFETY_TOKENS, _AMONG = 3, 16
 _LONGEST_REFUSAL = 32
 _FEWEST = 4
 # Tokens that are held of an answer to a harmless prompt.
-_OF_HELP = 4
+_OF_HELP = 16
 _KINDS = ("harmful", "harmless")
+_WITHOUT = "set `anchors` to 'off' and `form` to 'logit', which goes without"
 # Share of common runs of four letters above which two prompts are the same in other words.
 _NEAR = 0.6
 
@@ -256,11 +257,14 @@ def build_anchors(
         InputError: If there is no tokenizer, the file is not fit, or too few are refused.
     """
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        raise InputError("`anchors` needs the model's tokenizer, with its chat template.")
+        raise InputError(
+            "`anchors` needs the model's tokenizer, with its chat template. Give `tokenizer`, or "
+            f"{_WITHOUT}."
+        )
     if _device(model).type == "meta":
         raise InputError(
             "`anchors` needs the weights in memory before training, and they are not (ZeRO-3). "
-            "Set `anchors` to 'off'."
+            f"S{_WITHOUT[1:]}."
         )
     second = reference.model
 
@@ -296,7 +300,7 @@ def _fit(
         raise InputError(
             f"The aligned model refuses {refused} of {asked} anchor prompts (`anchors` "
             f"{given!r}), and {_FEWEST} are needed. Give a file of prompts that it refuses, or "
-            "set `anchors` to 'off'."
+            f"{_WITHOUT}."
         )
     return fit
 

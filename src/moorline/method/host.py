@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from ..processes import from_first
 from ..provenance import fingerprint
-from . import adapters, cache, cache_job, cache_plan, capture
+from . import adapters, cache, cache_job, cache_plan, capture, penalty
 from .reference import TrainingPlan
 from .regularizer import Regularizer
 from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
@@ -53,12 +53,14 @@ def fitted(trainer: "Trainer", settings: STRSettings) -> STRSettings:
             "`model_init` makes another model when training begins, which nothing was checked on. "
             "Give `model`."
         )
-    if settings.anchors == NO_ANCHORS or (why := _no_second_call(trainer)) is None:
+    if not settings.reads_anchors or (why := _no_second_call(trainer)) is None:
         return settings
-    if settings.anchors != AUTO_ANCHORS:
+    wanted = penalty.form(settings.form).wants_anchors
+    if settings.anchors != AUTO_ANCHORS or wanted:
+        remedy = "Set `form` to 'logit' and `anchors`" if wanted else "Set it"
         raise InputError(
             f"`anchors` {settings.anchors!r} calls the model a second time in each step, and "
-            f"{why}. Set it to 'off'."
+            f"{why}. {remedy} to 'off'."
         )
     _log.warning("No anchors: they call the model a second time in each step, and %s.", why)
     return replace(settings, anchors=NO_ANCHORS)

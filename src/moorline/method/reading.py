@@ -48,8 +48,6 @@ class Reader:
 
     def __init__(self, chat: ChatModel, prompts: Sequence[Answered]) -> None:
         self.chat, self.prompts = chat, prompts
-        parameters = inspect.signature(base_of(chat.model).forward).parameters
-        self._cuts_logits = "logits_to_keep" in parameters
         self._tried = max(range(len(prompts)), key=lambda index: len(prompts[index].context))
         self._found = self._try(*prompts[self._tried])
 
@@ -133,7 +131,7 @@ class Reader:
         ids = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
         past = DynamicCache(config=base_of(self.chat.model).config)
         if ids:
-            self._logits(torch.tensor([ids]), 1, past_key_values=past)
+            last_logits(self.chat, torch.tensor([ids]), 1, past_key_values=past)
         return past
 
     def _try(self, context: list[int], answers: list[list[int]]) -> _Nats | None:
@@ -175,7 +173,8 @@ class Reader:
         mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
         positions = [*range(trunk), *(trunk + len(begin) - 1 for begin in ordered if begin)]
         ids = [*context, *(begin[-1] for begin in ordered if begin)]
-        logits = self._logits(
+        logits = last_logits(
+            self.chat,
             torch.tensor([ids[skipped:]]),
             len(nodes),
             attention_mask=mask[None, None, skipped:],
@@ -192,7 +191,7 @@ class Reader:
         ids = torch.tensor(
             [[*context, *each[:-1], *[0] * (longest - len(each))] for each in answers]
         )
-        logits = self._logits(ids, longest, attention_mask=torch.ones_like(ids))
+        logits = last_logits(self.chat, ids, longest, attention_mask=torch.ones_like(ids))
         places = [
             list(range(row * longest, row * longest + len(each)))
             for row, each in enumerate(answers)
@@ -217,7 +216,7 @@ class Reader:
         going = list(range(num))
         for _ in range(max_new_tokens):
             more = {"attention_mask": mask, "position_ids": positions, "past_key_values": past}
-            tokens = self._logits(ids, 1, **more)[:, -1].float().argmax(dim=-1)
+            tokens = last_logits(self.chat, ids, 1, **more)[:, -1].float().argmax(dim=-1)
             ended = [each in self.chat.ends for each in tokens.tolist()]
             kept = [place for place, over in enumerate(ended) if not over]
             going = [going[place] for place in kept]
@@ -233,19 +232,22 @@ class Reader:
         tell(len(ids))
         return answers
 
-    def _logits(
-        self, ids: Tensor, num: int, **inputs: Tensor | DynamicCache
-    ) -> Float[Tensor, "batch time vocab"]:
-        """Logits of the last `num` positions of each row."""
-        device = self.chat.device
-        there = {name: each.to(device) if isinstance(each, Tensor) else each
-                 for name, each in inputs.items()}  # fmt: skip
-        keep = {"logits_to_keep": num} if self._cuts_logits else {}
-        with self.chat.evaluating() as model:
-            output = model(
-                input_ids=ids.to(device), use_cache="past_key_values" in there, **there, **keep
-            )
-        return output.logits[:, -num:]
+
+def last_logits(
+    chat: ChatModel, ids: Tensor, num: int, **inputs: Tensor | DynamicCache
+) -> Float[Tensor, "batch time vocab"]:
+    """Logits of the last `num` positions of each row; no others are computed where that can be."""
+    there = {
+        name: each.to(chat.device) if isinstance(each, Tensor) else each
+        for name, each in inputs.items()
+    }
+    cuts = "logits_to_keep" in inspect.signature(base_of(chat.model).forward).parameters
+    keep = {"logits_to_keep": num} if cuts else {}
+    with chat.evaluating() as model:
+        output = model(
+            input_ids=ids.to(chat.device), use_cache="past_key_values" in there, **there, **keep
+        )
+    return output.logits[:, -num:]
 
 
 class _Roomy(DynamicLayer):

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError
 from . import adapters, capture, penalty
-from .anchors import Anchors, anchors_for
+from .anchors import BUILT_IN, Anchors, anchors_for
 from .cache import COLUMN, Cached
 from .gradients import GradientNorms
 from .inert import OwnSteps, Vigil, check_anchors, check_finite, check_refusals
 from .positions import PositionRule, draw_rows, needed_part
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
-from .settings import NO_ANCHORS, STRSettings
+from .settings import AUTO_ANCHORS, STRSettings
 from .spread import spreads_of
 from .strength import Part, Strength
 
@@ -137,9 +137,11 @@ class Regularizer:
             check_refusals(model, tokenizer, tokens, running)
         self.anchors: Anchors | None = None
         """What is read beside the batches; None without."""
-        if self.settings.anchors != NO_ANCHORS and self.settings.holds:
-            given = self.settings.anchors
-            self.anchors = anchors_for(given, model, tokenizer, tokens, running, self.rule)
+        if self.settings.reads_anchors:
+            asked = self.settings.anchors
+            if asked == AUTO_ANCHORS and self.form.wants_anchors:
+                asked = BUILT_IN  # without any, next to nothing would be held
+            self.anchors = anchors_for(asked, model, tokenizer, tokens, running, self.rule)
         if self.settings.holds and self.form.wants_anchors and self.anchors is None:
             _log.warning(
                 "`form` %r without anchors holds next to nothing on rows that the aligned model "

@@ -13,7 +13,7 @@ from .cache import DTYPES
 from .positions import PositionRule
 from .reference import REFERENCES
 
-DEFAULT_FORM = "logit"
+DEFAULT_FORM = "kl"
 DEFAULT_WEIGHT = penalty.FORMS[DEFAULT_FORM].weight
 NO_ANCHORS, AUTO_ANCHORS = "off", "auto"
 
@@ -26,35 +26,36 @@ class STRSettings:
         InputError: If a number is out of range, or a name is unknown.
 
     Example:
-        >>> STRSettings(weight=1.0, positions="first:16").form
-        'logit'
+        >>> STRSettings().first_weight, STRSettings(form="logit").first_weight
+        (3.0, 10.0)
     """
 
     weight: float | None = None
-    """Weight of the drift (squared logits) beside the task loss (nats). 0 measures the drift and
-    trains exactly as the host would alone. If neither this nor `budget` is given: 10, and 3 with
-    form `kl`, whose unit is the nat."""
+    """Weight of the drift beside the task loss (nats). 0 measures the drift and trains exactly as
+    the host would alone. If neither this nor `budget` is given: 3, and 10 with the forms whose
+    unit is a square."""
 
     budget: float | None = None
     """In place of a weight: by how much a safety token may move, as root mean square over the
     response positions, in logits (nats with `form` 'logprob', spreads with 'standardised'), above
-    0. The weight is then found while training (`budget.py`)."""
+    0. Not with form `kl`. The weight is then found while training (`budget.py`)."""
 
-    anchors: str = NO_ANCHORS
+    anchors: str = AUTO_ANCHORS
     """Prompts beside the training data at which the drift is held too (`anchors.py`): 'off',
     'built-in', a file with a column `prompt` (and `kind`), or 'auto': the built-in ones, or none
-    where there is no tokenizer or the model does not refuse them, said in one line."""
+    where there is no tokenizer or the model does not refuse them, said in one line. Form `kl`
+    wants them, and is refused where 'auto' finds none."""
 
     anchor_weight: float | None = None
-    """Weight of the anchor drift (squared nats), where there is no budget. If None: 3, and 0.1
-    with form `kl`."""
+    """Weight of the anchor drift (squared nats), where there is no budget. If None: 0.1, and 3
+    with the other forms."""
 
     anchor_share: float = 0.25
     """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least. Half of
     them are harmless prompts, where there are such."""
 
     form: str = DEFAULT_FORM
-    """Form of the drift, a name of `penalty.FORMS`."""
+    """Form of the drift, a name of `penalty.FORMS`; 'logit' is the paper's."""
 
     reference: str = "auto"
     """Where z0 comes from, one of `reference.REFERENCES`."""
@@ -75,11 +76,6 @@ class STRSettings:
     def __post_init__(self) -> None:
         if self.budget is not None:
             WeightController(self.budget)
-            if self.form == "kl":
-                raise InputError(
-                    "`budget` is a root mean square, which `form` 'kl' has none of. Give `weight`, "
-                    "or another form."
-                )
             if self.weight is not None:
                 raise InputError(
                     f"`weight` {self.weight} and `budget` {self.budget} are both given, and a "
@@ -103,6 +99,11 @@ class STRSettings:
             raise InputError(
                 f"`anchor_weight` must be a number above 0, and stand without a budget, got "
                 f"{self.anchor_weight} (`budget` {self.budget}). Leave it out, or give a weight."
+            )
+        if self.budget is not None and self.form == "kl":
+            raise InputError(
+                "`budget` is a root mean square, which `form` 'kl' has none of. Give `weight`, or "
+                "another form, such as 'logprob'."
             )
         for name in ("reference_fraction", "anchor_share"):
             value = getattr(self, name)
@@ -138,6 +139,11 @@ class STRSettings:
             f"weight {self.first_weight:g}" if self.budget is None else f"budget {self.budget:g}"
         )
         return given if self.anchors == NO_ANCHORS else f"{given}, anchors {self.anchors}"
+
+    @property
+    def reads_anchors(self) -> bool:
+        """Whether anchors are asked for, and something is held."""
+        return self.anchors != NO_ANCHORS and self.holds
 
     @property
     def holds(self) -> bool:

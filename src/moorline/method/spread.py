@@ -1,14 +1,14 @@
 """How much a logit varies in the aligned model: the unit in which form `standardised` measures."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..chat.chat_model import ChatModel, evaluating
+from ..chat.chat_model import ChatModel
 from ..errors import InputError
+from .reading import last_logits
 from .safety_tokens import SafetyTokens
 
 # A logit that hardly varies would count for more than all the others together.
@@ -33,13 +33,11 @@ def spreads(
     Returns:
         One number for each token, in logits; no less than a tenth of their median.
     """
-    model: Any = chat.model
-    device = model.get_input_embeddings().weight.device
     found: list[Tensor] = []
-    with torch.no_grad(), evaluating(model):
+    with torch.no_grad():
         for context, answer in rows:
-            inputs = torch.tensor([[*context, *answer[:-1]]], device=device)
-            logits = model(input_ids=inputs).logits[0, len(context) - 1 :]
+            read = torch.tensor([[*context, *answer[:-1]]])
+            logits = last_logits(chat, read, len(answer))[0]
             found.append(logits[:, list(ids)].float().cpu())
     values = torch.cat(found).std(dim=0, correction=0)
     return values.clamp(min=_LEAST * values.median().item()).tolist()
