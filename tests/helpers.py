@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -26,6 +27,7 @@ from moorline.baselines import BaselineMixin, Materials, method_named
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
+from moorline.commands.file_formats import schemas
 from moorline.report.rows import Answer, Run
 from moorline.report.runs import shown
 
@@ -290,6 +292,22 @@ def refused(result, *words):
     for word in words:
         assert word in lines[0]
     assert "Traceback" not in result.stderr
+
+
+def fits_schema(name, value):
+    """Whether the JSON Schema of our file of that name holds a value; raises where it does not."""
+    jsonschema.Draft202012Validator(schemas()[name]).validate(value)
+
+
+def files_that_fit(folder):
+    """The names of our files in a folder and below; each is held against its JSON Schema."""
+    found = set()
+    for path in sorted(each for each in Path(folder).rglob("*") if each.name in schemas()):
+        text = path.read_text(encoding="utf-8")
+        for each in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            fits_schema(path.name, json.loads(each))
+        found.add(path.name)
+    return found
 
 
 CATEGORIES = (
