@@ -12,7 +12,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1",
     HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="moorline-docs-"),
     # the notebooks run the command of this environment, activated or not
-    PYTHONPATH=str(HERE / "kernel"),
+    PYTHONPATH=f"{HERE / 'kernel'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 )  # fmt: skip
 
