@@ -59,13 +59,10 @@ def demo(
     ] = 0.0,
     task: Annotated[str, typer.Option(help="Downstream task: plans or reviews.")] = "plans",
     weight: Annotated[
-        float | None, typer.Option(help="Weight of the drift. Default: as `tune` has it.")
+        float | None, typer.Option(help="Weight of the drift. Default: tune's.")
     ] = None,
     form: Annotated[
-        str | None,
-        typer.Option(
-            help="Form of the drift: logit, logprob, standardised, kl. Default: as `tune` has it."
-        ),
+        str | None, typer.Option(help="logit, logprob, standardised or kl. Default: tune's.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -160,10 +157,7 @@ def init(
             print(printable("\n".join(lines)))
 
 
-@app.command(
-    rich_help_panel=_TUNE,
-    context_settings=_PASSED_ON,
-)
+@app.command(rich_help_panel=_TUNE, context_settings=_PASSED_ON)
 def tune(context: typer.Context, as_json: Json = False) -> None:
     """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
     if {"-h", "--help"} & set(context.args):
@@ -201,10 +195,7 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
             print(printable(summary(result)))
 
 
-@app.command(
-    rich_help_panel=_TUNE,
-    context_settings=_PASSED_ON,
-)
+@app.command(rich_help_panel=_TUNE, context_settings=_PASSED_ON)
 def cache(context: typer.Context, as_json: Json = False) -> None:
     """Compute the reference of a data set ahead; the flags of `moorline tune`."""
     if {"-h", "--help"} & set(context.args):
