@@ -11,6 +11,9 @@ sys.path.insert(0, str(HERE))
 os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1",
     HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="moorline-docs-"),
+    # the notebooks run the command of this environment, activated or not
+    PYTHONPATH=f"{HERE / 'kernel'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
 )  # fmt: skip
 
 import generate  # noqa: E402
@@ -43,6 +46,7 @@ nb_execution_mode = "off" if os.environ.get("DOCS_NOTEBOOKS") == "off" else "cac
 nb_execution_in_temp = True
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_merge_streams = True
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-WIDTH = "96"
+WIDTH = "80"
+"""Of the help in columns: a wider one would be cut on a screen of 1280 pixels."""
 
 
 def commands() -> str:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+import typer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -26,8 +28,11 @@ from moorline.baselines import BaselineMixin, Materials, method_named
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
+from moorline.commands.file_formats import schemas
+from moorline.commands.tune_method import MethodConfig
 from moorline.report.rows import Answer, Run
 from moorline.report.runs import shown
+from moorline.trainer import make_parser
 
 runner = CliRunner()
 
@@ -301,6 +306,52 @@ def refused(result, *words):
     for word in words:
         assert word in lines[0]
     assert "Traceback" not in result.stderr
+
+
+def fits_schema(name, value):
+    """Whether the JSON Schema of our file of that name holds a value; raises where it does not."""
+    import jsonschema  # not there beside the oldest supported versions
+
+    jsonschema.Draft202012Validator(schemas()[name]).validate(value)
+
+
+def files_that_fit(folder):
+    """The names of our files in a folder and below; each is held against its JSON Schema."""
+    found = set()
+    for path in sorted(each for each in Path(folder).rglob("*") if each.name in schemas()):
+        text = path.read_text(encoding="utf-8")
+        for each in text.splitlines() if path.suffix == ".jsonl" else [text]:
+            fits_schema(path.name, json.loads(each))
+        found.add(path.name)
+    return found
+
+
+def every_command(group=None, before=""):
+    """Each of our commands by its whole name, those of a group after the group's."""
+    for name, each in (group or typer.main.get_command(app)).commands.items():
+        if hasattr(each, "commands"):
+            yield from every_command(each, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", each
+
+
+def unknown_in(line):
+    """What a command line says that no command knows."""
+    command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+    while hasattr(command, "commands"):
+        if not words or words[0].isupper():  # the group itself, or a word that stands for several
+            return []
+        if words[0] not in command.commands:
+            return words[:1]
+        command = command.commands[words.pop(0)]
+    known = {flag for parameter in command.params for flag in (*parameter.opts, "--help", "-h")}
+    if command.name in ("tune", "cache"):  # TRL's parser reads their flags
+        known |= {
+            flag for each in make_parser(MethodConfig)._actions for flag in each.option_strings
+        }
+        known |= {"--config", "--dry-run", "--help-all"}
+    shown = {word.partition("=")[0] for word in words if word.startswith("--")}
+    return sorted(shown - known)
 
 
 CATEGORIES = (

@@ -29,6 +29,13 @@ def test_cited_tests_and_files_exist(page):
         assert (ROOT / path).exists(), f"{page} cites {path}, which does not exist"
 
 
+@pytest.mark.parametrize("path", sorted((*ROOT.glob("tests/hosts/*.txt"), *ROOT.glob("*.txt"))))
+def test_what_pip_reads_is_a_package_with_its_version_on_each_line(path):
+    """A carriage return within a name had kept every host's environment from being made."""
+    for line in path.read_bytes().decode().split("\n"):
+        assert re.fullmatch(r"(#.*|[\w.\[\]-]+==[^\s=]+( *[;#].*)?|)", line), (path.name, line)
+
+
 def test_the_checks_can_fail():
     assert PAGES
     assert re.findall(r"`(test_\w+)`", "see `test_nothing_of_the_kind`") == [

@@ -6,9 +6,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+import typer
+from helpers import unknown_in
 
 import moorline
 from moorline import STRConfig
+from moorline.commands.cli import app
 from moorline.hosts import given
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +74,42 @@ def test_every_page_is_reached_and_its_lines_are_readable(page):
         assert (ROOT / cited).exists(), f"{name} cites {cited}"
 
 
+def commands(text):
+    """Every command line of a page: in a block of its own, or within a sentence."""
+    whole = text.replace("\\\n", " ")
+    blocks = re.findall(r"^ *(?:!|\$ )?(moorline [a-z][^\n]*)$", whole, flags=re.MULTILINE)
+    return [*blocks, *re.findall(r"`(moorline [a-z][^`]*)`", whole)]
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda each: each.relative_to(ROOT).as_posix()
+)
+def test_every_command_that_is_shown_is_one(page):
+    for line in commands(page.read_text(encoding="utf-8")):
+        assert not line.count("`")
+        assert unknown_in(line.replace("...", "").replace("|", " ")) == [], line
+
+
+def test_a_command_that_is_none_is_found():
+    assert commands("Run `moorline tune --a b`.\n\n    moorline audit \\\n        out\n") == [
+        "moorline audit          out", "moorline tune --a b",
+    ]  # fmt: skip
+    assert unknown_in("moorline merge out --into x") == ["--into"]
+    assert unknown_in("moorline tune --str_weigth 3") == ["--str_weigth"]
+    assert unknown_in("moorline mend out") == ["mend"]
+    assert unknown_in("moorline export hub out --json") == []
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda at: at.stem)
+def test_a_command_of_a_notebook_cannot_fail_unseen(page):
+    """`!` goes on after a command that failed; `%%bash` ends the build."""
+    assert not re.findall(r"^!", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
 def test_llms_txt_links_to_pages():
     text = (DOCS / "llms.txt").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([\w/-]+)\.html\)", text):
         assert (DOCS / f"{target}.md").is_file(), target
+    told = text.partition("Commands:")[2].partition("Python:")[0]
+    for name in typer.main.get_command(app).commands:
+        assert re.search(rf"`(moorline )?{name}\b", told), name

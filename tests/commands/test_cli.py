@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from helpers import every_command, unknown_in
 from typer.testing import CliRunner
 
 from moorline import embedded
 from moorline.commands.cli import app
+from moorline.method.mining import DEFAULT_MAX_TOKENS
 from moorline.trainer import make_parser
 
 runner = CliRunner()
@@ -108,7 +111,8 @@ def test_audit_refuses_what_it_cannot_read(tmp_path):
     assert "Did you mean 'keywords'?" in result.stderr
 
 
-NAMES = ("demo", "init", "try", "mine", "tune", "merge", "audit", "compare", "report", "export")
+COMMANDS = dict(every_command())
+NAMES = (*COMMANDS, "export")
 
 
 @pytest.mark.parametrize("name", ["", *NAMES])
@@ -124,7 +128,7 @@ def test_help_takes_under_a_second_and_two_screens(name):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
     lines = done.stdout.splitlines()
     assert 5 < len(lines) <= 80
-    assert max(map(len, lines)) <= (80 if name != "tune" else 100)
+    assert max(map(len, lines)) <= (80 if name not in ("tune", "cache") else 100)
 
 
 def test_help_all_shows_what_help_leaves_out():
@@ -132,6 +136,32 @@ def test_help_all_shows_what_help_leaves_out():
     assert "--device-map" not in short
     assert "--device-map" in whole
     assert len(whole.splitlines()) > len(short.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_that_can_be_run(name):
+    shown = runner.invoke(app, [*name.split(), "--help"], env={"COLUMNS": "100"}).stdout
+    _, _, examples = shown.partition("Examples:")
+    lines = [each.strip() for each in examples.splitlines() if each.strip()]
+    assert lines
+    for line in lines:
+        assert line.startswith(f"moorline {name}")
+        assert unknown_in(line) == [], line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is_and_its_default(name):
+    for each in COMMANDS[name].params:
+        if not isinstance(each, typer.core.TyperOption):
+            continue
+        assert each.help, each.opts
+        if each.default is None and not each.required and "In place of" not in each.help:
+            assert "default" in each.help.lower(), each.opts
+
+
+def test_the_defaults_that_help_tells_in_words_are_so():
+    words = {each.opts[0]: getattr(each, "help", "") for each in COMMANDS["mine"].params}
+    assert f"Default: {DEFAULT_MAX_TOKENS}." in words["--max-tokens"]
 
 
 def test_our_commands_come_in_groups():

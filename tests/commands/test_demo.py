@@ -4,7 +4,7 @@ import json
 import shlex
 
 import pytest
-from helpers import refused, runner
+from helpers import files_that_fit, refused, runner
 
 from moorline.audit.outcomes import metric_of
 from moorline.commands.cli import app
@@ -78,6 +78,7 @@ def test_the_commands_left_their_files(poisoned):
     folder, _ = poisoned
     value = json.loads((folder / "report.json").read_text())
     assert value["schema"] == 2
+    assert files_that_fit(folder) >= {"report.json", "audit.json", "run.json", "safety_tokens.json"}
     assert [model["name"] for model in value["models"]] == ["aligned", "plain", "str"]
     for name in ("plain", "str"):
         assert {"run.json", "adapter_config.json", "safety_tokens.json", "audit.json"} <= {

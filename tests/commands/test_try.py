@@ -2,13 +2,14 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 from helpers import refused, runner
 
 from moorline import embedded
 from moorline.commands.cli import app
-from moorline.commands.try_out import _advice
+from moorline.commands.try_out import Tried, _advice, shown
 from moorline.commands.tune_settings import parse
 from moorline.compare.record import Judged
 
@@ -52,6 +53,20 @@ def test_the_advice_says_no_more_than_was_shown():
     assert (
         "Nothing can be said" in _advice(judged("no witness"), judged("no witness"), "weight 10")[0]
     )
+
+
+def test_what_is_shown_fits_a_terminal_and_ends_with_the_line():
+    tried = Tried(
+        recommendation="Take weight 3: it keeps the refusals.", certainty="By the interval. " * 8,
+        command="moorline tune --str_weight 3", page="tried/trade-off.html",
+        rows=(("str weight 3", "0.0 % [0, 2]", "1.0 % [0, 4]", "3.12 [3.01, 3.20]"),),
+    )  # fmt: skip
+    lines = shown(tried).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "  moorline tune --str_weight 3"
+    assert "Written: tried/trade-off.html" in lines
+    without = shown(replace(tried, command=""))
+    assert without.endswith("trade-off.html")
 
 
 def test_too_few_rows_are_refused(model_folder, data_file, tmp_path):

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 
+import jsonschema
 import pytest
 import yaml
 from filelock import FileLock
-from helpers import refused, runner
+from helpers import files_that_fit, fits_schema, refused, runner
 
 from moorline import embedded
 from moorline.audit.suites import read_suites
@@ -104,6 +105,16 @@ def test_every_cell_leaves_its_numbers_and_the_tables_show_them(whole):
     assert (output / "tables.md").read_text().count("| plain |") == 1
     assert "<svg" in (output / "figures" / "tiny-plans.svg").read_text()
     assert "# Evidence" in (output / "evidence.md").read_text()
+
+
+def test_what_it_writes_fits_the_schemas(whole):
+    output, _ = whole
+    assert {"cell.json", "compare.json", "audit.json", "run.json"} <= files_that_fit(output)
+    cells = [json.loads(each.read_text()) for each in output.rglob("cell.json")]
+    assert {each["cell"]["method"] for each in cells} == {"aligned", "plain", "str"}
+    cells[0]["audit_seconds"] = "long"
+    with pytest.raises(jsonschema.ValidationError):
+        fits_schema("cell.json", cells[0])
 
 
 def test_the_audits_pool_to_the_numbers_of_the_file(whole):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from helpers import refused, runner
+from helpers import refused, runner, tune
 from huggingface_hub import ModelCard
 
 from moorline import embedded
@@ -290,9 +290,49 @@ def test_wandb_has_the_files_of_an_audit(folder, tmp_path, monkeypatch):
     assert (folder / "audit.json").read_bytes() in found
 
 
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed: make test-tools")
+def test_a_tuning_logs_its_files_to_mlflow_when_it_ends(flags, tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    made = mlflow.create_experiment("t", artifact_location=str(tmp_path / "kept"))
+    mlflow.set_experiment(experiment_id=made)
+    result = tune({**flags, "log_files": "mlflow", "report_to": "mlflow"})
+    assert result.exit_code == 0, result.output + result.stderr + repr(result.exception)
+    kept = {each.name: each for each in (tmp_path / "kept").rglob("*.json")}
+    assert kept.keys() == {"run.json", "safety_tokens.json"}
+    for name, path in kept.items():
+        assert path.read_bytes() == (flags["output_dir"] / name).read_bytes()
+    assert json.loads(kept["run.json"].read_text())["status"] == "finished"
+    (run,) = mlflow.MlflowClient().search_runs([made])
+    assert "str/drift" in run.data.metrics, "the run that has the numbers has the files too"
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: make test-tools")
+def test_a_tuning_logs_its_files_to_wandb_when_it_ends(flags, tmp_path, monkeypatch):
+    for name, value in {"MODE": "offline", "DIR": tmp_path, "DATA_DIR": tmp_path / "data",
+                        "SILENT": "true"}.items():  # fmt: skip
+        monkeypatch.setenv(f"WANDB_{name}", str(value))
+    result = tune({**flags, "log_files": "wandb"})
+    assert result.exit_code == 0, result.output + result.stderr + repr(result.exception)
+    out = flags["output_dir"]
+    found = [each.read_bytes() for each in tmp_path.rglob("*")
+             if each.is_file() and out not in each.parents]  # fmt: skip
+    assert (out / "run.json").read_bytes() in found
+
+
 def test_an_unknown_tracker_is_refused(folder):
     result = runner.invoke(app, ["export", "tracker", str(folder), "--to", "wandbb"])
     refused(result, "Did you mean 'wandb'?")
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_tuning_that_cannot_log_its_files_does_not_begin(name, flags, monkeypatch):
+    refused(tune({**flags, "log_files": f"{name}x"}), f"Did you mean '{name}'?")
+    if find_spec(name) is None:
+        refused(tune({**flags, "log_files": name}), f"pip install {name}")
+    assert not flags["output_dir"].exists()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ class Asked:
 
     model: Annotated[str, Argument(help="Folder or hub id of the model.", show_default=False)] = ""
     named: Annotated[
-        str | None, Option("--model", help="The same; with --endpoint its name there.")
+        str | None, Option("--model", help="In place of MODEL; with --endpoint its name there.")
     ] = None
     suite: Annotated[
         list[str] | None,
@@ -30,8 +30,10 @@ class Asked:
             "our own."
         ),
     ] = None
-    adapter: Annotated[Path | None, Option(help="Folder of a PEFT adapter.")] = None
-    against: Annotated[str | None, Option(help="Model to compare with.")] = None
+    adapter: Annotated[Path | None, Option(help="Folder of a PEFT adapter. Default: none.")] = None
+    against: Annotated[
+        str | None, Option(help="Model to compare with, asked the same. Default: none.")
+    ] = None
     output: Annotated[Path, Option(help="Folder for the files.")] = Path("moorline-audit")
     judge: Annotated[
         list[str] | None,
@@ -56,14 +58,16 @@ class Asked:
         ),
     ] = "exact_match"
     held_out: Annotated[
-        Path | None, Option(hidden=True, help="File of rows to measure perplexity on.")
+        Path | None,
+        Option(hidden=True, help="File of rows to measure perplexity on. Default: none."),
     ] = None
     drift: Annotated[
         bool,
         Option(hidden=True, help="Write drift.json: of a tuned model, on the --held-out rows."),
     ] = False
     lm_eval: Annotated[
-        list[str] | None, Option(hidden=True, help="Task of lm-eval; may be given again.")
+        list[str] | None,
+        Option(hidden=True, help="Task of lm-eval; may be given again. Default: none."),
     ] = None
     require: Annotated[
         list[str] | None,
@@ -71,7 +75,7 @@ class Asked:
             help="Gate, such as 'attack_success_rate<=0.05'; exit code 3 if one fails. Of harmful "
             "suites attack_success_rate, refusal_rate, degenerate_rate; of harmless ones "
             "over_refusal_rate, compliance_rate, degenerate_rate; of tasks utility; and "
-            "unscored_rate, truncated_rate, refusal_mass, perplexity."
+            "unscored_rate, truncated_rate, refusal_mass, perplexity. Default: none."
         ),
     ] = None
     gate_on: Annotated[
@@ -89,7 +93,7 @@ class Asked:
         str | None,
         Option(
             help="Audit what an OpenAI-compatible server has as --model, such as "
-            "http://localhost:8000/v1."
+            "http://localhost:8000/v1. Default: load the model here."
         ),
     ] = None
     api_key_env: Annotated[
@@ -108,7 +112,9 @@ class Asked:
     ] = False
     max_new_tokens: Annotated[int, Option(help="Longest answer in tokens, with thoughts.")] = 128
     batch_size: Annotated[int, Option(help="Prompts per batch.")] = 32
-    system_prompt: Annotated[str | None, Option(hidden=True, help="Put before each prompt.")] = None
+    system_prompt: Annotated[
+        str | None, Option(hidden=True, help="Put before each prompt. Default: none.")
+    ] = None
     thinking: Annotated[
         str,
         Option(hidden=True, help="Of reasoning models: model (as its template has it), or off."),
@@ -120,13 +126,14 @@ class Asked:
         ),
     ] = None
     revision: Annotated[
-        str | None, Option(hidden=True, help="Branch, tag or commit of the model on the hub.")
+        str | None,
+        Option(hidden=True, help="Branch, tag or commit of the model on the hub. Default: main."),
     ] = None
     trust_remote_code: Annotated[
         bool, Option(hidden=True, help="Run code that comes with the model.")
     ] = False
     device_map: Annotated[
-        str | None, Option(hidden=True, help="Such as auto, for several GPUs.")
+        str | None, Option(hidden=True, help="Such as auto, for several GPUs. Default: one device.")
     ] = None
     load_in_4bit: Annotated[
         bool,

@@ -24,6 +24,13 @@ def audit_lines(found: Mapping[str, Any], output: Path) -> Iterator[str]:
     yield from ("", f"Written to {output}.", f"To read it: moorline report {output}")
 
 
+def stopped(output: Path) -> str:
+    """What is left of an audit that was stopped."""
+    paths = [output / "answers.jsonl", output / "against" / "answers.jsonl"]
+    kept = sum(path.read_bytes().count(b"\n") for path in paths if path.is_file())
+    return f"Stopped. {kept} answers are kept in {output}; run the same command again to resume."
+
+
 def _table(model: str, rows: Sequence[Measurement]) -> Iterator[str]:
     yield f"{_short(_named(model), 40):<42}{'rate':>8}{'95 % interval':>20}{'n':>8}"
     above = ""

@@ -5,7 +5,6 @@ Heavy imports stand inside the commands, so that `moorline --help` answers at on
 
 import logging
 import sys
-import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ import typer
 from ..processes import rank
 from ..provenance import printable
 from .audit_options import Asked
+from .examples import add_examples
 from .export import app as export_app
 from .frame import Json, bars, framed, options_of, say
 
@@ -58,8 +58,12 @@ def demo(
         float, typer.Option(help="Share of rows that are harmful requests answered, 0 to 1.")
     ] = 0.0,
     task: Annotated[str, typer.Option(help="Downstream task: plans or reviews.")] = "plans",
-    weight: Annotated[float | None, typer.Option(help="Weight of the drift.")] = None,
-    form: Annotated[str | None, typer.Option(help="Form of the drift.")] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Weight of the drift. Default: tune's.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option(help="kl, logit, logprob or standardised. Default: tune's.")
+    ] = None,
     anchors: Annotated[
         str | None, typer.Option(help="Prompts to hold at too: auto, built-in, off.")
     ] = None,
@@ -88,39 +92,44 @@ def demo(
 def mine(
     model: Annotated[str, typer.Argument(help="Folder or hub id of the aligned chat model.")],
     output: Annotated[Path, typer.Option(help="File to write.")] = Path("safety_tokens.json"),
-    max_tokens: Annotated[int | None, typer.Option(help="How many tokens at most.")] = None,
-    min_contrast: Annotated[
-        float | None, typer.Option(min=0, help="Least contrast (nats).")
+    max_tokens: Annotated[
+        int | None, typer.Option(help="How many tokens at most. Default: 64.")
     ] = None,
-    own_refusals: Annotated[bool, typer.Option("--own-refusals", help="Its refusals too.")] = False,
-    variants: Annotated[bool, typer.Option("--variants", help="Other spellings too.")] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say where each tells.")] = False,
+    min_contrast: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Drop tokens that tell harmful from harmless prompts by less (nats). "
+            "Default: drop none.",
+        ),
+    ] = None,
+    own_refusals: Annotated[
+        bool, typer.Option("--own-refusals", help="Mine from the model's own refusals too.")
+    ] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Add each word with a space or a capital too.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show and draw where each token tells prompts apart.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find the safety tokens of an aligned model and write them to a file."""
     with framed(as_json=as_json) as print_json:
         # Before the imports, which take seconds.
         say(f"Mining the safety tokens of {model}: loading.")
-        from ..chat.chat_model import check_sizes
-        from ..chat.loading import load_chat_model
-        from ..method.mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
-        from ..method.safety_tokens import check_output
+        from .mine import mine as run
 
-        check_output(output)
-        num = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
-        check_sizes(max_tokens=num)
-        chat = load_chat_model(model)
-        with bars(show=True) as tell:
-            try:
-                tokens = mine_safety_tokens(
-                    chat.model, chat.tokenizer, max_tokens=num, min_contrast=min_contrast,
+        try:
+            with bars(show=True) as tell:
+                chat, tokens = run(
+                    model, output, max_tokens=max_tokens, min_contrast=min_contrast,
                     own_refusals=own_refusals, variants=variants,
                     progress=lambda done, total: tell("prompts", done, total),
                 )  # fmt: skip
-            except KeyboardInterrupt:
-                say("Stopped; nothing was written. The same command begins anew.")
-                raise typer.Exit(130) from None
-        tokens.save(output)
+        except KeyboardInterrupt:
+            say("Stopped; nothing was written. The same command begins anew.")
+            raise typer.Exit(130) from None
         found = {"path": str(output), "ids": tokens.ids, "strings": tokens.strings}
         if explain:
             from .mine import explained
@@ -154,10 +163,7 @@ def init(
             print(printable("\n".join(lines)))
 
 
-@app.command(
-    rich_help_panel=_TUNE,
-    context_settings=_PASSED_ON,
-)
+@app.command(rich_help_panel=_TUNE, context_settings=_PASSED_ON)
 def tune(context: typer.Context, as_json: Json = False) -> None:
     """Fine-tune with the refusals held; flags and --config YAML of `trl sft`, and --str_*."""
     if {"-h", "--help"} & set(context.args):
@@ -195,17 +201,14 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
             print(printable(summary(result)))
 
 
-@app.command(
-    rich_help_panel=_TUNE,
-    context_settings=_PASSED_ON,
-)
+@app.command(rich_help_panel=_TUNE, context_settings=_PASSED_ON)
 def cache(context: typer.Context, as_json: Json = False) -> None:
     """Compute the reference of a data set ahead; the flags of `moorline tune`."""
     if {"-h", "--help"} & set(context.args):
         from .tune_settings import HELP
 
         print("moorline cache takes the settings of `moorline tune`, and computes what it reads.\n")
-        print(HELP, end="")
+        print(HELP.replace("\n  moorline tune", "\n  moorline cache"), end="")
         return
     with framed(as_json=as_json) as print_json:
         logging.getLogger("moorline").info("Reading the settings.")
@@ -239,6 +242,7 @@ def try_out(
         say(f"Trying {model} on {rows}; loading the libraries ...")
         from dataclasses import asdict
 
+        from .try_out import shown
         from .try_out import try_out as run
 
         try:
@@ -252,13 +256,7 @@ def try_out(
         if as_json:
             print_json(asdict(tried))
             return
-        heads = ("", "attack success", "over-refusal", "perplexity")
-        for name, *numbers in (heads, *tried.rows):
-            print(printable(f"{name:<17}" + "".join(f"{each:>21}" for each in numbers)))
-        advice = textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)
-        print(printable("\n".join(["", *advice, f"\nWritten: {tried.page}"])))
-        if tried.command:
-            print(printable(f"To tune with it:\n  {tried.command}"))
+        print(printable(shown(tried)))
 
 
 @app.command(rich_help_panel=_TUNE)
@@ -295,7 +293,7 @@ def audit(asked: Asked, as_json: bool) -> None:
         from transformers.utils import logging as transformers_logging
 
         from .audit import plan_audit, run_audit
-        from .audit_screen import audit_lines
+        from .audit_screen import audit_lines, stopped
 
         if asked.dry_run:
             print(plan_audit(asked))
@@ -306,7 +304,7 @@ def audit(asked: Asked, as_json: bool) -> None:
             with bars(show=True) as tell:
                 found = run_audit(asked, progress=tell)
         except KeyboardInterrupt:
-            _print_stopped(asked.output)
+            say(stopped(asked.output))
             raise typer.Exit(130) from None
         if as_json:
             print_json(found)
@@ -333,7 +331,7 @@ def compare(
         str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
     ] = None,
     evidence: Annotated[
-        Path | None, typer.Option(help="Markdown file for the questions and their answers.")
+        Path | None, typer.Option(help="Markdown file for questions and answers. Default: none.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -388,15 +386,7 @@ def report(
 
 
 app.add_typer(export_app, name="export", rich_help_panel=_MEASURE)
-
-
-def _print_stopped(output: Path) -> None:
-    paths = [output / "answers.jsonl", output / "against" / "answers.jsonl"]
-    kept = sum(path.read_bytes().count(b"\n") for path in paths if path.is_file())
-    print(
-        f"Stopped. {kept} answers are kept in {output}; run the same command again to resume.",
-        file=sys.stderr,
-    )
+add_examples(app)
 
 
 def main() -> None:

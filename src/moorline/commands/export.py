@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .examples import add_examples
 from .frame import Json, framed
 
 app = typer.Typer(
@@ -110,6 +111,9 @@ def tracker(
             print_json({"logged": [str(each) for each in logged]})
         else:
             print(f"Logged to {to}: {', '.join(each.name for each in logged)}")
+
+
+add_examples(app)
 
 
 def _print_written(paths: list[Path]) -> None:

@@ -15,7 +15,17 @@ from ..compare.record import Compared
 from ..method.cache import Manifest
 from ..method.safety_tokens import SafetyTokens
 from ..records import json_schema
-from ..report.rows import Agreement, SuiteFacts
+from ..report.rows import (
+    Agreement,
+    Checkpoint,
+    Drift,
+    PositionDrift,
+    Step,
+    SuiteFacts,
+    Token,
+    TokenDrift,
+)  # fmt: skip
+from ..report.verdict import Finding
 from .run_file import Run
 
 
@@ -71,14 +81,84 @@ class Answer:
     verdicts: Mapping[str, Verdict]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drifted:
+    """What `drift.json` says of a tuned model: where it moved away from the aligned one."""
+
+    SCHEMA: ClassVar[int] = 1
+
+    tokens: tuple[TokenDrift, ...]
+    """Worst first."""
+
+    positions: tuple[PositionDrift, ...]
+    checkpoints: tuple[Checkpoint, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anchor:
+    """A line of `anchors.jsonl`: a prompt that a model was held at."""
+
+    prompt: str
+    kind: Literal["harmful", "harmless"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reported:
+    """One model in `report.json`: what its files say, without the answers."""
+
+    name: str
+    measurements: tuple[Measurement, ...]
+    agreement: tuple[Agreement, ...]
+    comparisons: tuple[Comparison, ...]
+    gates: tuple[Gate, ...]
+    suites: tuple[SuiteFacts, ...]
+    safety_tokens: tuple[Token, ...]
+    curve: tuple[Step, ...]
+    drift: Drift
+    training_seconds: float | None
+    provenance: Mapping[str, Any]
+    """Settings, versions, machine, times, of `audit`, `tuning` and `mining`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """A prompt whose answers stand on the page; the texts are in `answers.jsonl`."""
+
+    suite: str
+    id: str
+    condition: str
+    draw: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """What `report.json` says: the page in numbers."""
+
+    SCHEMA: ClassVar[int] = 2
+
+    title: str
+    verdict: str
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    commands: tuple[str, ...]
+    models: tuple[Reported, ...]
+    """First the one with which the others are compared."""
+
+    examples: tuple[Shown, ...]
+
+
 FILES: Mapping[str, type] = {
     "safety_tokens.json": SafetyTokens,
     "run.json": Run,
     "audit.json": Audit,
     "answers.jsonl": Answer,
+    "drift.json": Drifted,
+    "anchors.jsonl": Anchor,
     "cache.json": Manifest,
     "cell.json": Found,
     "compare.json": Compared,
+    "report.json": Page,
 }
 """The files by name, with the type of what they hold; of a JSONL file the type of a line."""
 

@@ -1,13 +1,13 @@
-"""`moorline mine --explain`: where each safety token tells, as a table and a figure."""
+"""`moorline mine`: safety tokens written; with --explain where each tells, as table and figure."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from ..chat.chat_model import ChatModel
-from ..method.safety_tokens import SafetyTokens
+from ..chat.chat_model import ChatModel, check_sizes
+from ..chat.loading import load_chat_model
+from ..method.mining import DEFAULT_MAX_TOKENS, mine_safety_tokens
+from ..method.safety_tokens import SafetyTokens, check_output
 from ..method.salience import Place, explain, most
 from ..method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from ..provenance import write_text
@@ -17,6 +17,36 @@ LEAST = 1e-3
 
 _DEPTHS = 12
 """Depths that are shown: refusals are short, and decided early."""
+
+
+def mine(
+    model: str, output: Path, *, max_tokens: int | None, min_contrast: float | None,
+    own_refusals: bool, variants: bool, progress: Callable[[int, int], None],
+) -> tuple[ChatModel, SafetyTokens]:  # fmt: skip
+    """Mine the safety tokens of a model, and write them; gives the model too.
+
+    Args:
+        model: Folder or hub id.
+        output: The file to write.
+        max_tokens: How many at most; the method's own number if None.
+        min_contrast: As for `mine_safety_tokens`, and so the next two.
+        own_refusals: Mine from the model's own refusals too.
+        variants: Add other spellings.
+        progress: Called with the number of prompts done, and of all.
+
+    Raises:
+        InputError: If a value does not fit, or the model has nothing to mine.
+    """
+    check_output(output)
+    num = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
+    check_sizes(max_tokens=num)
+    chat = load_chat_model(model)
+    tokens = mine_safety_tokens(
+        chat.model, chat.tokenizer, max_tokens=num, min_contrast=min_contrast,
+        own_refusals=own_refusals, variants=variants, progress=progress,
+    )  # fmt: skip
+    tokens.save(output)
+    return chat, tokens
 
 
 def explained(
@@ -65,6 +95,8 @@ def draw(tokens: SafetyTokens, found: Mapping[int, Sequence[Place]], path: Path)
         found: As for `explanation`.
         path: The file.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color="0.6", linewidth=0.8)

@@ -1,6 +1,7 @@
 """`moorline try`: plain tuning and three weights on one's own model and rows, and which to take."""
 
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,18 @@ def try_out(
     )
     write_text(tried.page, page)
     return tried
+
+
+def shown(tried: Tried) -> str:
+    """The table, the advice and the line to run, for a terminal."""
+    heads = ("", "attack success", "over-refusal", "perplexity")
+    lines = [
+        f"{name:<17}" + "".join(f"{each:>21}" for each in numbers)
+        for name, *numbers in (heads, *tried.rows)
+    ]
+    lines += ["", *textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)]
+    lines += ["", f"Written: {tried.page}"]
+    return "\n".join([*lines, *([f"To tune with it:\n  {tried.command}"] * bool(tried.command))])
 
 
 def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int, say: Say) -> Path:

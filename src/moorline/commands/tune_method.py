@@ -10,8 +10,8 @@ from trl import SFTTrainer
 
 from ..baselines import METHODS, BaselineMixin, Materials, method_named
 from ..chat.chat_model import ChatModel
-from ..errors import InputError, unknown_choice
-from ..exports.trackers import TRACKERS
+from ..errors import InputError
+from ..exports.trackers import check_tracker
 from ..method import adapters
 from ..method.safety_tokens import SafetyTokens
 from ..trainer import STRTrainer
@@ -67,8 +67,8 @@ class MethodConfig:
         Raises:
             InputError: If the method is unknown, misses something, or two settings contradict.
         """
-        if self.log_files not in (None, *TRACKERS):
-            raise unknown_choice("tracker", str(self.log_files), TRACKERS)
+        if self.log_files is not None:
+            check_tracker(str(self.log_files))
         if self.check_prompts < 0:
             raise InputError(f"`check_prompts` must be 0 or more, got {self.check_prompts}.")
         kind = method_named(self.method)

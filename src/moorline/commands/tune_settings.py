@@ -46,6 +46,8 @@ Moorline
   --method_file FILE             Its prompts, refusals or phrase.  --method_base MODEL: the base.
   --check_prompts INT            Prompts of each kind asked before and after, so that the run ends
                                  with what it kept. [0]
+  --log_files wandb|mlflow       Log run.json, safety tokens and anchors there as artifacts when the
+                                 run ends. [off]
   --dry-run                      Say what the run would be (rows, lengths, memory), train nothing.
 
 Most used
@@ -66,6 +68,10 @@ Most used
   --json                         Print run.json on stdout, nothing else.
 
 `moorline tune --help-all` lists every setting.
+
+Examples:
+  moorline tune --config run.yaml
+  moorline tune --model_name_or_path MODEL --dataset_name rows.jsonl --use_peft --output_dir out
 """
 
 

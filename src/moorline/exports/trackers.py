@@ -33,13 +33,24 @@ def log_files(folder: str | Path, to: str) -> list[Path]:
         InputError: If there is no such tracker, or nothing to log.
         PrerequisiteError: If its package is not installed.
     """
-    if to not in TRACKERS:
-        raise unknown_choice("tracker", to, TRACKERS)
+    check_tracker(to)
     paths = [path for name in FILES if (path := Path(folder) / name).is_file()]
     if not paths:
         raise InputError(f"{folder}: none of {', '.join(FILES)} is there. Check the path.")
     TRACKERS[to](_package(to), paths, Path(folder).resolve().name)
     return paths
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that cannot be logged to, before there is anything to log.
+
+    Raises:
+        InputError: If there is no such tracker.
+        PrerequisiteError: If its package is not installed.
+    """
+    if name not in TRACKERS:
+        raise unknown_choice("tracker", name, TRACKERS)
+    _package(name)
 
 
 def _package(name: str) -> ModuleType:
