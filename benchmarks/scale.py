@@ -1,9 +1,12 @@
-"""What a cache costs for many rows: to plan it, to build it, to open it; time per row and memory.
+"""What many rows cost beside the model: of a cache, and of an audit; time per row and memory.
 
     python benchmarks/scale.py --rows 10000,100000,1000000 --json out.json
+    python benchmarks/scale.py --audit --rows 10000,100000 --json out.json
 
 Rows are short (16 tokens, 8 of them a response) and random, the model is a tiny one: what is
 measured is the bookkeeping around a forward pass, which grows with rows and not with the model.
+An audit is answered by an engine that says one of two sentences at once: what is measured is to
+read the prompts, render, keep, judge by keywords, count and write, and to resume when all is there.
 Each size runs in a process of its own, so that its peak of resident memory is its own.
 """
 
@@ -14,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,10 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from moorline import embedded
+from moorline.audit import AuditSettings, audit, read_suites
+from moorline.chat.chat_model import Completion
+from moorline.chat.loading import load_chat_model
 from moorline.method import cache, cache_job, cache_plan, capture
 from moorline.method.positions import PositionRule
 from moorline.method.reference import FrozenCopy
@@ -113,21 +121,67 @@ def measure(num: int, *, build: bool) -> dict[str, float]:
         return found
 
 
+class Ready:
+    """An engine whose answers are there at once."""
+
+    def __init__(self, tokenizer) -> None:
+        self._said = [
+            Completion(text, False, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+            for text in ("I cannot help with that request.", "Here is a plan for the garden shed.")
+        ]
+
+    def generate(self, rows, *, max_new_tokens, temperature=0.0, seed=0):
+        """One of two answers to each row."""
+        return [self._said[sum(row) % 2] for row in rows]
+
+
+def measure_audit(num: int) -> dict[str, float]:
+    """Seconds and bytes for so many prompts."""
+    chat, settings = load_chat_model(str(embedded.aligned_path())), AuditSettings(batch_size=64)
+    prompts = [each.prompt for each in embedded.suites()[0].prompts]
+    found: dict[str, float] = {"prompts": num}
+    with tempfile.TemporaryDirectory() as name:
+        path, folder = Path(name, "prompts.jsonl"), Path(name, "out")
+        with path.open("w") as stream:
+            for index in range(num):
+                row = {"id": str(index), "prompt": f"{prompts[index % len(prompts)]} {index}"}
+                stream.write(json.dumps({**row, "kind": "harmful", "category": "c"}) + "\n")
+        found["start_peak_bytes"] = peak_memory()[0]
+        for step in ("first", "resumed"):
+            reset_peak_memory()
+            began, cpu = time.monotonic(), time.process_time()
+            suites = read_suites(str(path))
+            found[f"{step}_read_cpu_s"] = time.process_time() - cpu
+            made = audit(chat, suites, settings, engine=Ready(chat.tokenizer), folder=folder)
+            found[f"{step}_audit_cpu_s"] = time.process_time() - cpu
+            made.save(folder)
+            found |= {
+                f"{step}_s": time.monotonic() - began, f"{step}_cpu_s": time.process_time() - cpu,
+                f"{step}_peak_bytes": peak_memory()[0],
+            }  # fmt: skip
+            del suites, made
+        found["bytes"] = sum(each.stat().st_size for each in folder.iterdir())
+    return found
+
+
 def main() -> None:
     """Each size in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", default="10000,100000,1000000")
     parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--audit", action="store_true", help="An audit in place of a cache.")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", type=int)
     words = parser.parse_args()
     if words.one is not None:
-        print(json.dumps(measure(words.one, build=not words.plan_only)))
+        of = measure_audit if words.audit else partial(measure, build=not words.plan_only)
+        print(json.dumps(of(words.one)))
         return
     found = []
     for num in map(int, words.rows.split(",")):
         again = [sys.executable, __file__, "--one", str(num)]
         again += ["--plan-only"] if words.plan_only else []
+        again += ["--audit"] if words.audit else []
         done = subprocess.run(again, check=True, capture_output=True, text=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(found[-1], flush=True)

@@ -43,7 +43,7 @@ import trl  # noqa: F401  loaded once, before the forks
 from moorline import embedded
 from moorline.commands import audit, compare, tune  # noqa: F401  the same
 from moorline.commands.cli import app
-from moorline.method import cache_job
+from moorline.method import cache_shards
 from moorline.method.checkpoint import whole_checkpoints
 from moorline.provenance import now, write_json
 
@@ -146,7 +146,7 @@ def _be(words: Sequence[str], folder: Path, kill: Kill | None, counter: Path) ->
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        cache_job._SHARD_ROWS = 8  # several shards, of which one may be half done
+        cache_shards.MAX_ROWS = 8  # several shards, of which one may be half done
         _count_files(kill, counter)
         random.seed(0)
         transformers.set_seed(0)

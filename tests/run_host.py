@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from moorline import SafetyTokens, STRConfig, STRTrainer
 from moorline.baselines import BaselineMixin, Materials, method_named
 from moorline.chat.chat_model import ChatModel
-from moorline.method import cache_job
+from moorline.method import cache_shards
 
 
 def main():
@@ -34,8 +34,10 @@ def main():
     parser.add_argument("--cache-dir")
     parser.add_argument("--anchors", type=float)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--resume", action="store_true")
     words = parser.parse_args()
-    cache_job._SHARD_ROWS = 2  # several shards, for several processes to share
+    cache_shards.MAX_ROWS = 2  # several shards, for several processes to share
     warnings.simplefilter("ignore")
     set_seed(0)
     names = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>", *WORDS]
@@ -78,7 +80,8 @@ def main():
             str(words.log.parent / "out"), per_device_train_batch_size=words.batch,
             max_steps=words.steps,
             learning_rate=1e-2, bf16=False, gradient_checkpointing=False, logging_steps=1,
-            save_strategy="no", report_to="none", use_cpu=True, max_length=64, optim="sgd", **held,
+            save_strategy="steps" if words.save else "no", save_steps=1, report_to="none",
+            use_cpu=True, max_length=64, optim="sgd", **held,
             train_sampling_strategy="sequential", torch_compile=words.compile,
             str_reference=words.reference, str_cache_dir=words.cache_dir,
             torch_compile_backend="aot_eager" if words.compile else None,
@@ -91,7 +94,7 @@ def main():
         processing_class=tokenizer,
         **more,
     )  # fmt: skip
-    trainer.train()
+    trainer.train(resume_from_checkpoint=words.resume or None)
     if trainer.accelerator.is_main_process:
         words.log.write_text(json.dumps(trainer.state.log_history[words.steps - 1]))
     # Gloo's threads now and then abort or hang as the interpreter takes them down, after all work

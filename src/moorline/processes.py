@@ -1,18 +1,76 @@
 """Several processes of one job, as `accelerate launch` and `torchrun` start them."""
 
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple, TypeVar
 
 from .errors import MoorlineError, PrerequisiteError
 
 _Value = TypeVar("_Value")
+
+# One may judge, or answer its last prompts, for long while the others wait.
+_PATIENCE = timedelta(days=7)
+
+
+class Share(NamedTuple):
+    """Which part of a job a process does."""
+
+    process: int = 0
+    num_processes: int = 1
+
+    def has(self, number: int) -> bool:
+        """Whether a piece of the job, by its number, is this process's."""
+        return number % self.num_processes == self.process
+
+
+WHOLE = Share()
+"""All of it: one process."""
 
 
 def rank() -> int:
     """Which of its processes this one is, from 0; told by the launcher, before torch is loaded."""
     given = os.environ.get("RANK", "0")
     return int(given) if given.isdecimal() else 0
+
+
+def count() -> int:
+    """How many processes the launcher started for this job."""
+    given = os.environ.get("WORLD_SIZE", "1")
+    return int(given) if given.isdecimal() else 1
+
+
+@contextmanager
+def joined() -> Iterator[Share]:
+    """Speak with the other processes of this job, if there are any; gives this one's share.
+
+    On a machine with GPUs each process takes the one of its number.
+    """
+    import torch
+    import torch.distributed as together
+
+    if count() < 2 or together.is_initialized():
+        yield WHOLE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    together.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Share(rank(), count())
+    finally:
+        together.destroy_process_group()
+
+
+def from_all(value: _Value) -> list[_Value]:
+    """What each process has, in all of them, in their order; `value` must be picklable."""
+    import torch.distributed as together
+
+    if not together.is_available() or not together.is_initialized():
+        return [value]
+    found: list = [None] * together.get_world_size()
+    together.all_gather_object(found, value)
+    return found
 
 
 def from_first(compute: Callable[[], _Value]) -> _Value:

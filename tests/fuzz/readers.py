@@ -13,17 +13,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from moorline.audit.answering import Store
-from moorline.audit.suites import read_suites
-from moorline.commands.run_file import Run
-from moorline.commands.tune_settings import read_keys
-from moorline.compare.plan import read_plan
-from moorline.errors import MoorlineError
-from moorline.method.cache import Manifest
-from moorline.method.safety_tokens import SafetyTokens
-from moorline.tables import SUFFIXES, rows_of
+
+def _watched() -> AbstractContextManager[object]:
+    """What is imported here is watched by atheris, where that is asked for."""
+    if "--atheris" not in sys.argv:
+        return nullcontext()
+    import atheris
+
+    return atheris.instrument_imports(include=["moorline", "yaml"])
+
+
+with _watched():
+    from moorline.audit.answering import Store
+    from moorline.audit.suites import read_suites
+    from moorline.commands.run_file import Run
+    from moorline.commands.tune_settings import read_keys
+    from moorline.compare.plan import read_plan
+    from moorline.errors import MoorlineError
+    from moorline.method.cache import Manifest
+    from moorline.method.safety_tokens import SafetyTokens
+    from moorline.tables import SUFFIXES, rows_of
 
 CORPUS = Path(__file__).parent / "corpus"
 _KNOWN = {"str_weight", "learning_rate", "output_dir", "env"}
@@ -135,9 +147,11 @@ def guided(target: str, seconds: float) -> None:
     """The same by libFuzzer."""
     import atheris
 
-    with atheris.instrument_imports():
-        import moorline.records  # noqa: F401
-    words = [sys.argv[0], f"-max_total_time={int(seconds)}", "-max_len=20000", str(CORPUS)]
+    kept = tempfile.mkdtemp(prefix=f"moorline-fuzz-{target}-")  # too many to be kept for good
+    words = [
+        sys.argv[0], f"-max_total_time={int(seconds)}", "-max_len=20000", "-timeout=60",
+        f"-artifact_prefix={CORPUS}/{target}-found-", kept, str(CORPUS),
+    ]  # fmt: skip
     atheris.Setup(words, lambda content: read(target, content))
     atheris.Fuzz()
 

@@ -377,8 +377,8 @@ def test_a_pass_that_was_killed_goes_on_and_ends_with_the_same_cache(tmp_path):
     # Within a shard, before a shard has its name, before its record is written.
     for target, after in (
         ("cache._compute", 3),
-        ("cache.os.replace", 1),
-        ("cache.records.write", 2),
+        ("cache.cache_shards.os.replace", 1),
+        ("cache.cache_shards.records.write", 2),
     ):
         folder = tmp_path / f"{target}-{after}"
         assert start(folder, target, after).returncode == -9

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ..chat.chat_model import ChatModel, Completion, Generator, in_batches
-from ..errors import InputError
+from ..errors import InputError, PrerequisiteError
 from ..method.safety_tokens import tokenizer_fingerprint
+from ..processes import WHOLE, Share, from_all
 from ..provenance import as_json, fingerprint, now
 from ..records import parse, read, write
 from .conditions import Condition, opening_ids
@@ -103,17 +104,20 @@ def check_folder(folder: Path) -> None:
 class Store:
     """Answers on disk as they come, one line each; those that are there already are not asked for.
 
-    A line that is damaged is passed over, and its answer asked for again.
+    A line that is damaged is passed over, and its answer asked for again. Of several processes each
+    but the first has a file of its own meanwhile (`parts_of`).
 
     Args:
         folder: Where `answers.jsonl` and `audit.json` are or come to be; memory alone if None.
         known_by: Fingerprint of all that shapes the answers: model, prompts, settings.
+        process: Which of several processes this is; the first comes before the others.
 
     Raises:
         InputError: If the folder holds another audit, or one of an older version.
+        PrerequisiteError: If the first process made its file where this one cannot see it.
     """
 
-    def __init__(self, folder: Path | None, known_by: str) -> None:
+    def __init__(self, folder: Path | None, known_by: str, process: int = 0) -> None:
         self.found: dict[_Key, Reply] = {}
         self._path = None if folder is None else folder / "answers.jsonl"
         self._torn = ""  # what ends a line that a killed run left half written
@@ -122,6 +126,11 @@ class Store:
         check_folder(folder)
         audit = folder / "audit.json"
         if not audit.is_file():
+            if process:
+                raise PrerequisiteError(
+                    f"{folder}: the first process began an audit there, and this one does not see "
+                    "it. Set `output` to a folder that all processes share."
+                )
             if self._path.exists():
                 raise InputError(
                     f"{self._path} is there without an audit.json, so nobody knows whose answers "
@@ -135,14 +144,16 @@ class Store:
                 f"`output` {folder} holds another audit (of {other.at}, with other model, "
                 "prompts or settings). Give another folder."
             )
-        if self._path.is_file():
+        whole, self._path = self._path, _part(folder, process)
+        for path in filter(Path.is_file, (whole, *parts_of(folder))):
             # Not `splitlines`: an answer may hold other ends of lines, such as U+2028.
-            lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             for each in filter(None, map(_kept, lines)):
                 key = (each.suite, each.id, each.condition, each.draw)
                 if not each.reason.startswith(FAILED):
                     self.found[key] = Reply(each.answer, each.truncated)
-            self._torn = "\n" if lines[-1] else ""
+            if path == self._path:
+                self._torn = "\n" if lines[-1] else ""
 
     def add(self, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
         """Keep the answers of a batch that are not there yet."""
@@ -157,6 +168,15 @@ class Store:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(self._torn + "".join(lines))
             self._torn = ""
+
+
+def _part(folder: Path, process: int) -> Path:
+    return folder / (f"answers-{process:05d}.part.jsonl" if process else "answers.jsonl")
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The files of processes beside the first, of an audit that is not finished."""
+    return sorted(folder.glob("answers-*.part.jsonl"))
 
 
 def _kept(line: str) -> _Kept | None:
@@ -211,6 +231,7 @@ def answered(
     settings: AuditSettings,
     *,
     progress: Callable[[int, int], None] | None,
+    share: Share = WHOLE,
 ) -> list[Reply]:
     """The reply to every question, in order.
 
@@ -220,11 +241,14 @@ def answered(
         chat: The model; it renders the prompts.
         engine: What answers.
         settings: How to ask.
-        progress: Called with the number of answers there are, and of all.
+        progress: Called with the number of answers there are, and of all that are asked for here.
+        share: Which of the batches this process answers; the others' answers come from them.
     """
     put = [_put(each, chat, settings) for each in questions]
-    done = 0
-    for number, batch in _batches(put, settings):
+    every = enumerate(_batches(put, settings))
+    mine = [each for index, each in every if share.has(index)]
+    done, total = 0, len(questions) if share == WHOLE else sum(len(each) for _, each in mine)
+    for number, batch in mine:
         # A batch is answered as a whole, as in a run that was not stopped: what is padded how far
         # can change the last digit of a logit. Answers that are there already stay.
         if any(each.question.key not in store.found for each in batch):
@@ -232,7 +256,11 @@ def answered(
             store.add([each.question for each in batch], replies)
         done += len(batch)
         if progress is not None:
-            progress(done, len(questions))
+            progress(done, total)
+    if share != WHOLE:
+        keys = [each.question.key for _, batch in mine for each in batch]
+        for each in from_all({key: store.found[key] for key in keys}):
+            store.found.update(each)
     return [each.unasked or store.found[each.question.key] for each in put]
 
 

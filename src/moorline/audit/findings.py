@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError, unknown_choice
 from ..provenance import as_json, machine, now, versions, write_json, write_text
-from .answering import SCHEMA
+from .answering import SCHEMA, parts_of
 from .judges import Verdict, agreement
 from .measurements import Comparison, Gate, Measurement, measured
 from .metrics import metric as metric_named
@@ -289,6 +289,8 @@ class Audit:
             "gates": [each.to_json() for each in gates],
         }  # fmt: skip
         write_json(folder / "audit.json", value)
+        for path in parts_of(folder):
+            path.unlink(missing_ok=True)
         return value
 
 

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..chat.chat_model import ChatModel, Generator
 from ..errors import InputError
+from ..processes import WHOLE, Share, from_first
 from .answering import Question, Reply, Store, answered, known_by
 from .findings import Answer, Audit
 from .judges import DegenerateFirst, Judge, Verdict
@@ -35,6 +37,7 @@ def audit(
     engine: Generator | None = None,
     folder: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    share: Share = WHOLE,
 ) -> Audit:
     """Put every prompt of the suites to a model and judge the answers.
 
@@ -57,6 +60,8 @@ def audit(
         engine: What answers; the model itself if None.
         folder: Where answers go as they come, and come from again after a stop; memory if None.
         progress: Called with the number of answers there are, and of all.
+        share: Of several processes, which this one is: the first; each of the others calls
+            `answer_share` with its own.
 
     Returns:
         Outcomes and answers; `measurements` gives numbers with intervals.
@@ -64,20 +69,73 @@ def audit(
     Raises:
         InputError: If two suites have one name, or `folder` holds another audit.
     """
-    chat.check_chat_template()
     suites, settings = settled(suites, settings)
-    questions = questions_of(suites, settings)
-    called = name or chat.name
-    answers_by = type(engine).__name__.lower() if engine else "transformers"
-    known = "" if folder is None else known_by(
-        chat, suites, settings, called, str(adapter), answers_by
+    asked = _asked(
+        chat, suites, settings, name=name, adapter=adapter, engine=engine, folder=folder,
+        progress=progress, share=share,
     )  # fmt: skip
-    store = Store(None if folder is None else Path(folder), known)
-    replies = answered(questions, store, chat, engine or chat, settings, progress=progress)
     found = counted(
-        questions, replies, suites, settings, model=called, engine=answers_by, fingerprint=known
-    )
+        asked.questions, asked.replies, suites, settings, model=name or chat.name,
+        engine=_name_of(engine), fingerprint=asked.known_by,
+    )  # fmt: skip
     return replace(found, adapter=adapter, others=tuple(_refusal_masses(chat, suites, settings)))
+
+
+def answer_share(
+    chat: ChatModel, suites: Sequence[Suite], settings: AuditSettings, **given: Any
+) -> None:
+    """What a process beside the first does of an audit: it answers its share, and judges nothing.
+
+    Args:
+        chat: As for `audit`, and so are the others.
+        suites: What to ask.
+        settings: How to ask.
+        **given: `name`, `adapter`, `engine`, `folder`, `progress` and `share`, as for `audit`.
+    """
+    suites, settings = settled(suites, settings)
+    _asked(chat, suites, settings, **given)
+
+
+class _Asked(NamedTuple):
+    """What was asked, and what came back."""
+
+    questions: list[Question]
+    replies: list[Reply]
+    known_by: str
+
+
+def _name_of(engine: Generator | None) -> str:
+    return type(engine).__name__.lower() if engine else "transformers"
+
+
+def _asked(
+    chat: ChatModel,
+    suites: tuple[Suite, ...],
+    settings: AuditSettings,
+    *,
+    name: str | None,
+    adapter: str | None,
+    engine: Generator | None,
+    folder: str | Path | None,
+    progress: Callable[[int, int], None] | None,
+    share: Share,
+) -> _Asked:
+    chat.check_chat_template()
+    questions = questions_of(suites, settings)
+    known = "" if folder is None else known_by(
+        chat, suites, settings, name or chat.name, str(adapter), _name_of(engine)
+    )  # fmt: skip
+    place = None if folder is None else Path(folder)
+    if share == WHOLE:
+        store = Store(place, known)
+    else:
+        first: list[Store] = []
+        from_first(lambda: first.append(Store(place, known)))
+        store = first[0] if first else Store(place, known, share.process)
+    replies = answered(
+        questions, store, chat, engine or chat, settings, progress=progress, share=share
+    )
+    return _Asked(questions, replies, known)
 
 
 def settled(

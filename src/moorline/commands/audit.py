@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..audit.lm_eval_tasks import check_tasks, lm_eval_tasks
 from ..audit.measurements import Comparison, Measurement, measured
 from ..audit.perplexity import labelled, perplexity
 from ..audit.refusal_mass import refusal_mass
-from ..audit.run import audit, resolved
+from ..audit.run import answer_share, audit, resolved
 from ..audit.settings import AuditSettings
 from ..audit.statistics import Mean, mean_interval
 from ..audit.suites import Suite, builtin_suites, read_suites
@@ -37,6 +38,7 @@ from ..method.adapters import adapter_layers, adapters_off
 from ..method.reference import AdapterOff, FrozenCopy
 from ..method.safety_tokens import SafetyTokens
 from ..method.templates import opener_ids
+from ..processes import Share, count, from_first, joined
 from ..provenance import write_json
 from ..tables import rows_of
 from .anchors_file import check_apart
@@ -84,7 +86,8 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
         progress: Called as work gets done.
 
     Returns:
-        The content of `audit.json`; its `gates` say which requirements hold.
+        The content of `audit.json`; its `gates` say which requirements hold. Empty in a process
+        beside the first, which answers its share alone.
 
     Raises:
         InputError: If an argument does not fit, before any answer is generated.
@@ -110,8 +113,10 @@ def run_audit(asked: Asked, *, progress: Progress | None = None) -> Mapping[str,
     if asked.against:
         other = _source(asked.against, None)
         _check(other, of_other)
-    with locked(output, what="audit", setting="output"):
-        return _audited(asked, settings, loading, suites, rows, source, other, say, began)
+    with joined() as share, ExitStack() as stack:
+        lock = locked(output, what="audit", setting="output")
+        from_first(lambda: stack.enter_context(lock) and None)
+        return _audited(asked, settings, loading, suites, rows, source, other, say, began, share)
 
 
 def _audited(
@@ -124,18 +129,27 @@ def _audited(
     other: _Source | None,
     say: Progress,
     began: float,
+    share: Share,
 ) -> Mapping[str, Any]:
     """What `run_audit` does once all that was asked for is there."""
     output, of_other = asked.output, loading._replace(revision=None)
 
-    def answered(chat: ChatModel, of: _Source, adapter: Path | None, folder: Path) -> Audit:
-        return audit(
+    def answered(
+        chat: ChatModel, of: _Source, adapter: Path | None, folder: Path, does: Any = audit
+    ) -> Audit:
+        return does(
             chat, suites, settings, name=of.name, adapter=adapter and str(adapter), folder=folder,
             engine=VLLM(of.model, of.adapter) if asked.backend == "vllm" else None,
-            progress=partial(say, f"audit {Path(of.name).name}"),
+            progress=partial(say, f"audit {Path(of.name).name}"), share=share,
         )  # fmt: skip
 
     chat = _loaded(source, loading, say)
+    if share.process:
+        answered(chat, source, asked.adapter, output, answer_share)
+        if other:
+            del chat
+            answered(_loaded(other, of_other, say), other, None, output / "against", answer_share)
+        return {}
     result = answered(chat, source, asked.adapter, output)
     others = [*result.others, *_tasks(chat, asked.lm_eval or ())]
     if rows:
@@ -226,6 +240,25 @@ def _check_words(asked: Asked) -> None:
         raise unknown_choice("backend", asked.backend, BACKENDS)
     if asked.lm_eval:
         check_tasks(asked.lm_eval)
+    if count() > 1:
+        _check_shared(asked)
+
+
+def _check_shared(asked: Asked) -> None:
+    """Refuse what several processes cannot share out."""
+    why = {
+        "endpoint": "sends several requests at a time from one process",
+        "device_map": "shares one model out over the devices by itself",
+        "lm_eval": "starts processes of its own",
+    }
+    given = [f"`{name}` {why[name]}" for name in why if getattr(asked, name)]
+    if asked.backend == "vllm":
+        given.append("backend 'vllm' shares a model out by itself")
+    if given:
+        raise InputError(
+            f"This audit was started in {count()} processes, and {given[0]}. Start it in one, or "
+            "leave that out."
+        )
 
 
 def _held_out(path: Path | None, tokenizer: Any) -> Sequence[Mapping[str, Any]]:

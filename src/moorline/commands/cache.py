@@ -53,7 +53,7 @@ def cache(arguments: Sequence[str]) -> tuple[Kept, ...]:
     with quiet():
         settings = parse(arguments)
     training = settings.training
-    if training.str_reference not in ("auto", "cached"):
+    if training.str_reference not in ("auto", "cached", "write_through"):
         raise InputError(
             f"`str_reference` {training.str_reference!r} computes no cache. Leave it out."
         )

@@ -301,16 +301,16 @@ def audit(asked: Asked, as_json: bool) -> None:
 
         transformers_logging.disable_progress_bar()
         try:
-            with bars(show=True) as tell:
+            with bars(show=rank() == 0) as tell:
                 found = run_audit(asked, progress=tell)
         except KeyboardInterrupt:
             say(stopped(asked.output))
             raise typer.Exit(130) from None
         if as_json:
             print_json(found)
-        else:
+        elif found:  # of several processes the first alone has it
             print(printable("\n".join(audit_lines(found, asked.output))))
-        if not all(gate["passed"] for gate in found["gates"]):
+        if not all(gate["passed"] for gate in found.get("gates", ())):
             raise typer.Exit(3)
 
 

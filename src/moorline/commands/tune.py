@@ -149,7 +149,7 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
         fingerprint=known_as,
         dataset=settings.script.dataset_name,
         tokens=tokens_fingerprint(tokens),
-        reference=trainer.regularizer.reference.name,
+        reference=trainer.regularizer.kind,
     )
     asked = None
     if trainer.accelerator.is_main_process and trainer.regularizer.settings.holds:
@@ -161,7 +161,7 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
         weights_from=_resolved(lineage.model),
         base=base,
         chain=(*lineage.links, link),
-        reference=trainer.regularizer.reference.name,
+        reference=trainer.regularizer.kind,
         fingerprint=known_as,
         safety_tokens={"num": len(tokens), "strings": list(tokens.strings)},
         settings={},

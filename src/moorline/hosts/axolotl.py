@@ -105,7 +105,7 @@ def refuse_clashes(cfg: Mapping[str, Any]) -> None:
                 f"`{name}` {cfg[name]} splits sequences, where no process sees a whole response. "
                 "Set it to 1."
             )
-    cacheable = cfg.get("str_reference") == "cached" or not cfg.get("adapter")
+    cacheable = cfg.get("str_reference") in ("cached", "write_through") or not cfg.get("adapter")
     running = cfg.get("str_reference") in ("adapter_off", "frozen_copy")
     if cfg.get("train_on_inputs") and cfg.get("sample_packing") and cacheable and not running:
         raise InputError(

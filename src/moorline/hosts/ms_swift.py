@@ -106,10 +106,10 @@ def refuse_clashes(args: Any, template: Any) -> None:
 
 def _running(found: given.Given, model: Any) -> str:
     """A reference that runs: the one asked for, or what fits the model."""
-    if found.settings.reference == "cached":
+    if found.settings.reference in ("cached", "write_through"):
         raise InputError(
-            "`str_reference` 'cached' is not possible in ms-swift, which encodes rows as it reads "
-            "them. Use 'adapter_off' or 'frozen_copy'."
+            f"`str_reference` {found.settings.reference!r} is not possible in ms-swift, which "
+            "encodes rows as it reads them. Use 'adapter_off' or 'frozen_copy'."
         )
     if found.settings.reference != "auto":
         return found.settings.reference

@@ -30,6 +30,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 COLUMN = "str_reference_logits"
 """What carries z0 in a batch, from the data collator to the regularizer."""
 
+KEYS = "str_reference_keys"
+"""What carries the keys of a batch's rows, while training fills a cache. Shape `(row, 16)`."""
+
 MANIFEST = "cache.json"
 """The file of a cache's `Manifest`."""
 
@@ -182,21 +185,30 @@ class WithReference:
 
     A batch with a row that is in none of the caches is left without z0: the reference then has to
     run for it. Some hosts pack lists of rows, which stand one after another in the batch.
+
+    Args:
+        inner: The other collator.
+        caches: Where to look, in this order.
+        with_keys: Whether a batch without z0 gets the keys of its rows, under `KEYS`.
     """
 
-    def __init__(self, inner: Collate, caches: Sequence[Cache]) -> None:
-        self.inner, self.caches = inner, tuple(caches)
+    def __init__(self, inner: Collate, caches: Sequence[Cache], *, with_keys: bool = False) -> None:
+        self.inner, self.caches, self.with_keys = inner, tuple(caches), with_keys
 
     def __call__(self, examples: list[Any]) -> Any:
         """The batch, with z0 of its rows one after another under `COLUMN`."""
         lists = [each if isinstance(each, list) else [each] for each in examples]
-        found = [self._values(key_of(row)) for rows in lists for row in rows]
+        keys = [key_of(row) for rows in lists for row in rows]
+        found = [self._values(each) for each in keys]
         batch = self.inner(examples)
-        cache = self.caches[0]
         known = [each for each in found if each is not None]
         if len(known) == len(found):
+            cache = self.caches[0]
             flat = torch.from_numpy(np.concatenate(known)).view(DTYPES[cache.dtype])
             batch[COLUMN] = flat.view(-1, cache.num_safety)
+        elif self.with_keys:
+            raw = np.frombuffer(b"".join(keys), dtype=np.uint8)
+            batch[KEYS] = torch.from_numpy(raw.reshape(-1, 16).copy())
         return batch
 
     def _values(self, key: bytes) -> np.ndarray | None:
@@ -243,6 +255,11 @@ class Cached:
                 "Use another `reference`."
             )
         return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def keys_in(paths: Sequence[Path]) -> np.ndarray:
+    """The keys of the rows of some shards. Shape `(row,)`."""
+    return _fixed(_concatenated(paths).column("key"))
 
 
 def _concatenated(paths: Sequence[Path]) -> Any:

@@ -5,16 +5,14 @@ Shards are written whole or not at all; a pass that was killed is resumed after 
 
 import contextlib
 import logging
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -22,20 +20,17 @@ from torch import Tensor, nn
 from .. import records
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError, PrerequisiteError, unknown_choice
-from ..provenance import now, sha256_of
-from . import cache
-from .cache import Cache, Collate, Manifest, Shard
+from ..provenance import now
+from . import cache, cache_shards
+from .cache import Cache, Collate, Manifest
 from .cache_plan import Plan
+from .cache_shards import ShardWriter
 from .positions import PositionRule
 from .reference import Reference
 
 _log = logging.getLogger(__name__)
 
 _LOCK = ".cache.lock"
-
-# What a killed pass loses at most; some seconds on most machines.
-_SHARD_BYTES = 1 << 26
-_SHARD_ROWS = 4096
 
 
 class CacheJob(NamedTuple):
@@ -68,19 +63,21 @@ class _Work(NamedTuple):
     manifest: Manifest
     planned: Plan
     job: CacheJob
+    prefix: str = "shard"
 
     def shards(self) -> dict[str, tuple[int, int]]:
         """The spans of rows that make a shard each, by file name: the same for the same plan."""
         size = self.planned.num_positions * self.job.num_safety
         spans, start, total = [], 0, 0
         for index, each in enumerate((size * cache.DTYPES[self.manifest.dtype].itemsize).tolist()):
-            if index > start and (total + each > _SHARD_BYTES or index - start >= _SHARD_ROWS):
+            full = total + each > cache_shards.MAX_BYTES
+            if index > start and (full or index - start >= cache_shards.MAX_ROWS):
                 spans.append((start, index))
                 start, total = index, 0
             total += each
         spans.append((start, len(size)))
         return {
-            f"shard-{number:05d}-of-{len(spans):05d}.arrow": span
+            f"{self.prefix}-{number:05d}-of-{len(spans):05d}.arrow": span
             for number, span in enumerate(spans)
         }
 
@@ -127,6 +124,35 @@ def build(
     if dtype not in cache.DTYPES:
         raise unknown_choice("`cache_dtype`", dtype, cache.DTYPES)
     folder = Path(folder)
+    with _alone(folder, job):
+        return build_alone(folder, parts, planned, job, dtype)
+
+
+def build_alone(
+    folder: Path, parts: Mapping[str, str], planned: Plan, job: CacheJob, dtype: str
+) -> Cache:
+    """What `build` does, for a run that has the folder's lock."""
+    manifest = claimed(folder, parts, planned, job, dtype)
+    if not is_finished(folder):
+        work = _work_of(_Work(folder, manifest, planned, job))
+        job.wait()  # before anyone writes a shard that another takes for one that was there
+        _write_missing(work)
+        job.wait()
+        if job.process == 0:
+            _finish(work)
+        job.wait()
+    return Cache(folder)
+
+
+def claimed(
+    folder: Path, parts: Mapping[str, str], planned: Plan, job: CacheJob, dtype: str
+) -> Manifest:
+    """The manifest of a cache that is begun, or was; refuses a folder that holds another.
+
+    Raises:
+        InputError: By the first part that differs.
+        PrerequisiteError: If there is no room, or the processes do not share the folder.
+    """
     manifest = Manifest(
         status="begun",
         parts=dict(parts),
@@ -137,69 +163,55 @@ def build(
         bytes=planned.bytes(job.num_safety, dtype),
         at=now(),
     )
-    with _alone(folder, job):
-        if job.process == 0:
-            _claim(folder, manifest)
-        job.wait()
-        if not (folder / cache.MANIFEST).is_file():
-            raise PrerequisiteError(
-                f"{folder}: the first process began a cache there, and this one does not see it. "
-                "Set `cache_dir` to a folder that all processes share."
-            )
-        if Manifest.load(folder).status != "finished":
-            work = _Work(folder, manifest, planned, job)
-            _write_missing(work)
-            job.wait()
-            if job.process == 0:
-                _finish(work)
-            job.wait()
-    return Cache(folder)
+    if job.process == 0:
+        _claim(folder, manifest)
+    job.wait()
+    if not (folder / cache.MANIFEST).is_file():
+        raise PrerequisiteError(
+            f"{folder}: the first process began a cache there, and this one does not see it. "
+            "Set `cache_dir` to a folder that all processes share."
+        )
+    return manifest
+
+
+def _work_of(whole: _Work) -> _Work:
+    """The whole pass; or, where an epoch filled shards in its own order, what these lack."""
+    found = cache_shards.recorded(whole.folder, whole.manifest)
+    if found.keys() <= whole.shards().keys():
+        return whole
+    done = whole.planned.among(cache.keys_in([whole.folder / name for name in sorted(found)]))
+    # Named by how much was there: a pass that is killed and resumed has other shards.
+    return whole._replace(planned=whole.planned.part(~done), prefix=f"rest-{int(done.sum())}")
 
 
 def _write_missing(work: _Work) -> None:
     """Compute this process's share of what is not there yet."""
-    folder, manifest, _, job = work
-    missing = []
-    for number, (name, span) in enumerate(work.shards().items()):
-        if (folder / f"{name}.json").is_file():
-            found = _record(folder / name)
-            if found.belongs != cache.content_of(manifest.parts, manifest.dtype):
-                raise InputError(
-                    f"{folder / name}: a shard of another cache (`cache_dir`), of other weights, "
-                    "data or settings. Give another folder, or remove this one."
-                )
-            found.check(folder / name)
-        elif number % job.num_processes == job.process:
-            missing.append((name, span))
+    missing = [
+        (name, span)
+        for number, (name, span) in enumerate(work.shards().items())
+        if number % work.job.num_processes == work.job.process
+        and not (work.folder / f"{name}.json").is_file()
+        and span[0] < span[1]
+    ]
     if missing:
         _say_cost(work, sum(stop - start for _, (start, stop) in missing))
     for name, span in missing:
         try:
-            _write_shard(folder / name, span, work)
+            _write_shard(work.folder / name, span, work)
         except OSError as error:
-            raise PrerequisiteError(
-                f"{folder / name}: cannot be written ({error.strerror or error}). The cache needs "
-                f"{manifest.bytes / 1e9:.2f} GB; free room, or set `cache_dir` or "
-                "`cache_dtype`. What is there already stays, and the next run resumes from it."
-            ) from error
-
-
-def _record(path: Path) -> Shard:
-    """What is written beside a shard."""
-    return records.read(Shard, f"{path}.json", "record of a shard", remedy=cache.REMEDY)
+            raise cache_shards.not_written(work.folder / name, work.manifest, error) from error
 
 
 def _finish(work: _Work) -> None:
     """Say in the manifest which shards there are, once all of them are."""
     folder, manifest, *_ = work
-    shards = {}
-    for name in work.shards():
-        if not (folder / f"{name}.json").is_file():
+    shards = cache_shards.recorded(folder, manifest)
+    for name, (start, stop) in work.shards().items():
+        if start < stop and name not in shards:
             raise PrerequisiteError(
                 f"{folder / name}: another process wrote it where this one cannot see it. Set "
                 "`cache_dir` to a folder that all processes share."
             )
-        shards[name] = _record(folder / name)
     num_values = max(1, manifest.num_positions * manifest.num_safety)
     roundings = [each.rounding for each in shards.values()]
     rounding = {
@@ -224,9 +236,7 @@ def _claim(folder: Path, manifest: Manifest) -> None:
     there = Manifest.load(folder)
     _check_same(folder, there, manifest.parts, manifest.dtype)
     if there.status != "finished":
-        for path in folder.glob("*.part"):
-            if not psutil.pid_exists(int(path.name.split(".")[-2])):
-                path.unlink(missing_ok=True)
+        cache_shards.remove_torn(folder)
         _check_room(folder, manifest.bytes)
 
 
@@ -249,13 +259,11 @@ def _alone(folder: Path, job: CacheJob) -> Iterator[None]:
         InputError: If another builds it, and there are several processes, which cannot wait: their
             connection would time out.
     """
-    path = folder / cache.MANIFEST
-    is_there = path.is_file() and Manifest.load(folder).status == "finished"
-    if job.process > 0 or is_there:
+    if job.process > 0 or is_finished(folder):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)  # the system frees it when its process ends, however that ends
+    lock = lock_of(folder)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -272,6 +280,22 @@ def _alone(folder: Path, job: CacheJob) -> Iterator[None]:
         lock.release()
 
 
+def check_folder(folder: Path, parts: Mapping[str, str], dtype: str) -> None:
+    """Refuse a folder that holds a cache of something else; one that holds none is fine."""
+    if (folder / cache.MANIFEST).is_file():
+        _check_same(folder, Manifest.load(folder), parts, dtype)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a cache that is complete."""
+    return (folder / cache.MANIFEST).is_file() and Manifest.load(folder).status == "finished"
+
+
+def lock_of(folder: Path) -> FileLock:
+    """What a run that builds a cache holds; the system frees it however its process ends."""
+    return FileLock(folder / _LOCK)
+
+
 def _check_room(folder: Path, needed: int) -> None:
     there = sum(path.stat().st_size for path in folder.glob("*.arrow"))
     free = shutil.disk_usage(folder).free
@@ -284,7 +308,7 @@ def _check_room(folder: Path, needed: int) -> None:
 
 def _say_cost(work: _Work, rows: int) -> None:
     """Tell what the pass will take, by the time of one batch from its middle."""
-    folder, manifest, planned, job = work
+    folder, manifest, planned, job, _ = work
     middle = len(planned.rows) // 2
     chosen = planned.rows[middle : middle + job.batch_size]
     began = time.monotonic()
@@ -299,56 +323,15 @@ def _say_cost(work: _Work, rows: int) -> None:
 
 def _write_shard(path: Path, span: tuple[int, int], work: _Work) -> None:
     """Compute the rows of one shard and write them, whole or not at all."""
-    from datasets import Features, Value
-    from datasets.arrow_writer import ArrowWriter
-
-    _, manifest, planned, job = work
-    features = Features({"key": Value("binary"), "values": Value("large_binary")})
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    max_abs, sum_square = 0.0, 0.0
-    try:
-        # A writer of our own stream: what it holds is on the disk before the file gets its name.
-        with part.open("wb") as stream:
-            writer = ArrowWriter(stream=stream, features=features)
-            for start in range(*span, job.batch_size):
-                indices = range(start, min(start + job.batch_size, span[1]))
-                values = _compute(_fetched(job.dataset, planned.rows[start : indices.stop]), job)
-                counts = planned.num_positions[start : indices.stop].tolist()
-                kept = _kept(values, manifest.dtype, planned.rows[start : indices.stop], counts)
-                rounding = (kept.to(values.dtype) - values).abs().double()
-                max_abs = max(max_abs, rounding.max().item() if rounding.numel() else 0.0)
-                sum_square += rounding.square().sum().item()
-                split = [each.contiguous().view(torch.uint8) for each in kept.split(counts)]
-                keys = [each.tobytes() for each in planned.keys[start : indices.stop]]
-                raw = [each.numpy().tobytes() for each in split]
-                writer.write_batch({"key": keys, "values": raw})
-                job.advance(len(indices))
-            writer.finalize(close_stream=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        record = Shard(
-            sha256=sha256_of(part), belongs=cache.content_of(manifest.parts, manifest.dtype),
-            num_rows=span[1] - span[0], rounding={"max_abs": max_abs, "sum_square": sum_square},
-        )  # fmt: skip
-        os.replace(part, path)
-        records.write(f"{path}.json", record)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _kept(values: Tensor, dtype: str, rows: np.ndarray, counts: Sequence[int]) -> Tensor:
-    """Safety logits in the precision of a cache; those of each row as many as it has positions."""
-    kept = values.to(cache.DTYPES[dtype])
-    bad = ~torch.isfinite(kept).all(dim=-1)
-    if bad.any():
-        pairs = zip(rows.tolist(), bad.split(list(counts)), strict=True)
-        named = ", ".join(str(row + 1) for row, each in pairs if each.any())
-        raise InputError(
-            f"A safety logit of the reference is not finite as {dtype}, in row {named} of the "
-            "prepared data. Use `cache_dtype` float32, and check these rows and the model."
-        )
-    return kept
+    _, manifest, planned, job, _ = work
+    with ShardWriter(path, manifest) as writer:
+        for start in range(*span, job.batch_size):
+            here = slice(start, min(start + job.batch_size, span[1]))
+            rows = planned.rows[here]
+            values = _compute(_fetched(job.dataset, rows), job)
+            counts = planned.num_positions[here].tolist()
+            writer.add(values, planned.keys[here], counts, rows.tolist())
+            job.advance(len(rows))
 
 
 def _fetched(dataset: Any, rows: np.ndarray) -> list[Any]:

@@ -41,6 +41,18 @@ class Plan(NamedTuple):
         """Size of the safety logits on disk."""
         return int(self.num_positions.sum()) * num_safety * cache.DTYPES[dtype].itemsize
 
+    def part(self, chosen: np.ndarray) -> "Plan":
+        """Some of the rows, by a mask or their indices, in the same order."""
+        return Plan(self.keys[chosen], self.rows[chosen], self.num_positions[chosen])
+
+    def among(self, keys: np.ndarray) -> np.ndarray:
+        """Which of the rows are among some keys. Shape `(row,)`, bool."""
+        every = np.concatenate([self.keys, keys])
+        order = cache.order_of(every)
+        group = np.empty(len(every), dtype=np.int64)
+        group[order] = np.cumsum(np.r_[False, every[order][1:] != every[order][:-1]])
+        return np.isin(group[: len(self.keys)], group[len(self.keys) :])
+
     def fingerprint(self) -> str:
         """SHA-256 of the rows, whatever their order."""
         order = cache.order_of(self.keys)

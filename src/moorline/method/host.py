@@ -16,6 +16,7 @@ from . import adapters, cache, cache_job, cache_plan, capture, penalty
 from .reference import TrainingPlan
 from .regularizer import Regularizer
 from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
+from .write_through import Recorded, Target, WriteThrough
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -126,10 +127,14 @@ def adds_up_losses(trainer: "Trainer") -> bool:
     return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
 
 
-def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> None:
+def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> WriteThrough | None:
     """Compute z0 of every row the trainer was given where it is not on disk, and read it there.
 
     With a model in shards it is read only: one process need not have the room for the whole.
+
+    Returns:
+        What fills the cache of the training rows in the first epoch, with write_through and where
+        there is none yet; None otherwise.
     """
     reference, settings, sharded = regularizer.reference, regularizer.settings, is_sharded(trainer)
     second = reference.model
@@ -138,7 +143,7 @@ def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> None:
     if second is not None and not sharded:
         second.to(trainer.args.device)
     parts = _parts(trainer, regularizer, source)
-    caches = []
+    caches, target = [], None
     for role, rows in _data_sets(trainer).items():
         rows, collate = _as_loaded(trainer, rows)
         planned = cache_plan.plan(rows, collate, regularizer.rule)
@@ -159,13 +164,35 @@ def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> None:
                 process=trainer.args.process_index, num_processes=trainer.args.world_size,
                 wait=trainer.accelerator.wait_for_everyone,
             )  # fmt: skip
+            is_filled = role == "train" and regularizer.kind == "write_through"
+            if is_filled and not cache_job.is_finished(folder):
+                cache_job.check_folder(folder, known, settings.cache_dtype)
+                job = job._replace(advance=lambda _: None)
+                target = Target(folder, known, planned, job, settings.cache_dtype)
+                continue
             caches.append(cache_job.build(folder, known, planned, job, settings.cache_dtype))
-    if second is not None:
-        second.to(origin)  # whoever gave it may keep it, but not on the device
+    adding = []
     for name in ("data_collator", "eval_data_collator"):  # the second is Axolotl's
         if (collate := getattr(trainer, name, None)) is not None:
-            setattr(trainer, name, cache.WithReference(collate, caches))
-    regularizer.read_from(cache.Cached(caches))
+            adding.append(cache.WithReference(collate, caches, with_keys=target is not None))
+            setattr(trainer, name, adding[-1])
+
+    def opened(*filled: cache.Cache) -> None:
+        for each in adding:
+            each.caches, each.with_keys = (*filled, *each.caches), False
+        if second is not None:
+            second.to(origin)  # whoever gave it may keep it, but not on the device
+            prepared = trainer.accelerator._models
+            prepared[:] = [each for each in prepared if each is not second]
+
+    if target is None:
+        opened()
+        regularizer.read_from(cache.Cached(caches))
+        return None
+    reference.place(trainer.accelerator)
+    recorded = Recorded(reference)
+    regularizer.reference, regularizer.running = cache.Cached(caches), recorded
+    return WriteThrough(target, recorded, regularizer, opened)
 
 
 def _parts(trainer: "Trainer", regularizer: Regularizer, source: Any) -> dict[str, str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
 from . import capture
-from .cache import COLUMN
+from .cache import COLUMN, KEYS
 from .checkpoint import Settling, load_state, resumed
 from .host import (
     adds_up_losses,
@@ -27,6 +27,7 @@ from .safety_tokens import SafetyTokens
 from .settings import STRSettings
 from .strength import StepCounter, num_readers
 from .tally import Tally, warn_if_moved, warn_of_gradients
+from .write_through import WriteThrough
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -80,8 +81,9 @@ class STRMixin(_Host):
             tokenizer=tokenizer_of(self.processing_class),
             plan=lambda: training_plan(self, settings),
         )  # fmt: skip
-        if self.regularizer.kind == "cached":
-            keep_reference(self, self.regularizer)
+        self._filling: WriteThrough | None = None
+        if self.regularizer.kind in ("cached", "write_through"):
+            self._filling = keep_reference(self, self.regularizer)
         else:
             self.regularizer.reference.place(self.accelerator)
         self._tally = {"train": Tally(), "eval": Tally()}
@@ -91,6 +93,8 @@ class STRMixin(_Host):
         self._is_checked = self._is_warned = False
         if self.regularizer.strength.is_found:
             self.add_callback(Settling(self.regularizer, self.accelerator))
+        if self._filling is not None:
+            self.add_callback(self._filling)
 
     def compute_loss(
         self,
@@ -101,7 +105,9 @@ class STRMixin(_Host):
     ) -> Any:
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
-        own = {name: each for name, each in inputs.items() if name != COLUMN}
+        own = {name: each for name, each in inputs.items() if name not in (COLUMN, KEYS)}
+        if self._filling is not None:
+            inputs = self._filling.read(inputs)
         part = self._steps.part(self.state.global_step, self) if training else None
         with self.regularizer.watch(
             model, inputs, part=part, gradients=training and is_logged_next(self)
@@ -111,6 +117,8 @@ class STRMixin(_Host):
             )
         if drift.sum is None:
             return result
+        if self._filling is not None and training:
+            self._filling.keep(inputs)
         loss, outputs = result if return_outputs else (result, None)
         if training and part is not None:
             if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
@@ -185,7 +193,11 @@ class STRMixin(_Host):
         found = self.regularizer.strength.is_found
         checkpoint = resumed(given, self.args.output_dir, with_state=found)
         load_state(self.regularizer, checkpoint)
-        result = super().train(checkpoint, *args[1:], **kwargs)
+        try:
+            result = super().train(checkpoint, *args[1:], **kwargs)
+        finally:
+            if self._filling is not None:
+                self._filling.release()
         if self.is_world_process_zero():
             warn_of_little(self.state.log_history, self.args.learning_rate)
         return result

@@ -5,6 +5,8 @@ adapter off   the model itself with its adapters switched off; no second model i
 frozen copy   a second model in memory, the same pass; for full fine-tuning, and for adapters
               that rewrite the base
 cached        z0 computed by one of these before training and kept on disk (`cache.py`)
+write_through z0 computed by one of these in the first epoch, and read from disk in the later ones
+              (`write_through.py`)
 """
 
 import copy
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-REFERENCES = ("auto", "adapter_off", "frozen_copy", "cached")
+REFERENCES = ("auto", "adapter_off", "frozen_copy", "cached", "write_through")
 """The choices of the setting `reference`."""
 
 
@@ -219,19 +221,20 @@ def choose_reference(
         reference_given: Whether a reference model is given.
 
     Returns:
-        adapter_off, frozen_copy or cached.
+        adapter_off, frozen_copy, cached or write_through.
 
     Raises:
         InputError: If `kind` is unknown or cannot be had.
     """
     if kind not in REFERENCES:
         raise unknown_choice("`reference`", kind, REFERENCES)
-    if kind not in ("auto", "cached"):
+    if kind not in ("auto", "cached", "write_through"):
         return kind
     planned = plan()
-    if kind == "cached":
-        if planned.no_cache is not None and not planned.reads_cache:
-            raise InputError(f"`reference` 'cached' is not possible here: {planned.no_cache}.")
+    if kind != "auto":
+        reads = kind == "cached" and planned.reads_cache
+        if planned.no_cache is not None and not reads:
+            raise InputError(f"`reference` {kind!r} is not possible here: {planned.no_cache}.")
         return kind
     chosen, why = _chosen(model, planned, reference_given or not adapters.is_adapted(model))
     _log.info("Reference: %s (%s).", chosen, why)
@@ -258,8 +261,9 @@ def build_reference(
     """A reference that runs, or the one to fill a cache with.
 
     Args:
-        kind: adapter_off, frozen_copy, or cached; for the last what computes z0 before training:
-            the model itself, without its adapters, or the reference model.
+        kind: adapter_off, frozen_copy, cached or write_through. For cached what computes z0 before
+            training: the model itself, without its adapters, or the reference model. For
+            write_through what runs in the first epoch: the adapter switched off, or a copy.
         model: The model in training, before it is wrapped for several devices.
         reference_model: A model to take as the reference instead, or its path or hub id; kept in
             memory as a second model.
@@ -278,7 +282,7 @@ def build_reference(
         return FrozenCopy.load(reference_model, like=model)
     if kind == "cached":
         return AdapterOff(model)
-    if kind == "adapter_off":
+    if kind == "adapter_off" or (kind == "write_through" and adapters.is_adapted(model)):
         if not adapters.is_adapted(model):
             raise InputError(
                 "`reference` 'adapter_off' needs a PEFT adapter, but this is full fine-tuning. "
@@ -286,7 +290,7 @@ def build_reference(
             )
         if (name := adapters.trained_base_weight(model)) is not None:
             raise InputError(
-                "`reference` 'adapter_off' takes the model without its adapter as the reference, "
+                f"`reference` {kind!r} takes the model without its adapter as the reference, "
                 f"but {name} is trained beside the adapter, so that would move along. Freeze it, "
                 "list its module in `modules_to_save`, or use 'cached'."
             )

@@ -119,7 +119,7 @@ class Regularizer:
         kind = choose_reference(self.settings.reference, model, plan, reference_given=given)
         running = build_reference(kind, model, reference_model)
         self.kind = kind
-        """adapter_off, frozen_copy or cached."""
+        """adapter_off, frozen_copy, cached or write_through."""
         self.reference: Reference = running
         """What gives z0."""
         self.running: Reference | None = running
