@@ -168,7 +168,11 @@ def build(shape: Shape, method: str, scratch: str):
     if method.startswith("str_"):
         kind = method.removeprefix("str_")
         running = "adapter_off" if shape.lora else "frozen_copy"
-        ours = {"str_reference": kind if kind in ("cached", "frozen_copy") else running}
+        # the paper's form: a random model refuses nothing that anchors could be made from
+        ours = {
+            "str_reference": kind if kind in ("cached", "frozen_copy") else running,
+            "str_form": "logit", "str_anchors": "off",
+        }  # fmt: skip
         if kind.startswith("fraction_"):
             ours["str_reference_fraction"] = float(kind.removeprefix("fraction_"))
         if kind.startswith("first_"):

@@ -245,7 +245,7 @@ def jobs(shared: Path) -> list[Job]:
 
         return again
 
-    budgeted = [*start, "--str_budget", "0.3", "--str_anchors", "built-in"]
+    budgeted = [*start, "--str_form", "logprob", "--str_budget", "0.3"]
     cached = [*start, "--str_reference", "cached", "--str_cache_dir", "kept"]
     asked = ["audit", model, "--suite", str(suite), "--max-new-tokens", "24", "--batch-size", "4",
              "--output", "out"]  # fmt: skip

@@ -42,7 +42,8 @@ def trained(name, folder, **changes):
     settings = {
         "output_dir": folder, "max_steps": 4, "per_device_train_batch_size": 4,
         "logging_steps": 1, "save_strategy": "no", "report_to": "none", "learning_rate": 1e-4,
-        "gradient_accumulation_steps": 2, "str_reference": "adapter_off", "seed": 0, **changes,
+        "gradient_accumulation_steps": 2, "str_reference": "adapter_off", "seed": 0,
+        "str_form": "logit", "str_anchors": "off", **changes,
     }  # fmt: skip
     trainer = STRTrainer(
         model, STRConfig(**settings), safety_tokens=tokens, train_dataset=Dataset.from_list(ROWS),

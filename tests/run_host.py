@@ -62,13 +62,17 @@ def main():
         for name, each in model.named_parameters():
             if "lora_B" in name:
                 each.add_(0.1 * torch.randn_like(each))
-    ids, held = (10, 17, 24, 31, 38), {"str_weight": 2.0}
+    ids = (10, 17, 24, 31, 38)
+    held = {"str_form": "logit", "str_anchors": "off", "str_weight": 2.0}
     if words.anchors:
         ids = tuple(range(6, 66))  # most of what it can say, so that its answers are refusals
         path = words.log.parent / "anchors.jsonl"
         prompts = [f"w{each} w{each + 3}" for each in range(10)]
         path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
-        held = {"str_budget": 0.2, "str_anchors": str(path), "str_anchor_share": words.anchors}
+        held = {
+            "str_form": "logit", "str_budget": 0.2, "str_anchors": str(path),
+            "str_anchor_share": words.anchors,
+        }  # fmt: skip
     kind, more = STRTrainer, {}
     if words.method is not None:
         kind = type("PeerTrainer", (BaselineMixin, STRTrainer), {})
