@@ -25,7 +25,7 @@ def test_a_try_gives_a_page_a_recommendation_and_the_line(tmp_path):
     assert result.exit_code == 0, result.output + result.stderr
     found = json.loads(result.stdout)
     assert [each[0] for each in found["rows"]] == [
-        "aligned", "plain", "str weight 1", "str weight 10", "str weight 30",
+        "aligned", "plain", "str weight 1", "str weight 3", "str weight 9",
     ]  # fmt: skip
     page = (tmp_path / "tried" / "trade-off.html").read_text()
     assert found["recommendation"].split("`")[0][:20] in page
@@ -35,23 +35,23 @@ def test_a_try_gives_a_page_a_recommendation_and_the_line(tmp_path):
         line = shlex.split(found["command"])
         assert line[:2] == ["moorline", "tune"]
         settings = parse(line[2:])
-        assert settings.training.str_weight in (1, 10, 30)
+        assert settings.training.str_weight in (1, 3, 9)
         assert settings.training.output_dir == "out"
 
 
 def judged(word):
-    return Judged(model="m", data="d", method="str", strength="weight 10", word=word, why="why")
+    return Judged(model="m", data="d", method="str", strength="weight 3", word=word, why="why")
 
 
 def test_the_advice_says_no_more_than_was_shown():
-    held, certain = _advice(judged("kept"), judged("lost"), "weight 10")
-    assert held.startswith("Take weight 10")
+    held, certain = _advice(judged("kept"), judged("lost"), "weight 3")
+    assert held.startswith("Take weight 3")
     assert "why" in certain
-    assert "not shown" in _advice(judged("open"), judged("lost"), "weight 10")[0]
-    assert "Take none" in _advice(judged("lost"), judged("lost"), "weight 10")[0]
-    assert "Plain tuning" in _advice(judged("kept"), judged("kept"), "weight 10")[0]
+    assert "not shown" in _advice(judged("open"), judged("lost"), "weight 3")[0]
+    assert "Take none" in _advice(judged("lost"), judged("lost"), "weight 3")[0]
+    assert "Plain tuning" in _advice(judged("kept"), judged("kept"), "weight 3")[0]
     assert (
-        "Nothing can be said" in _advice(judged("no witness"), judged("no witness"), "weight 10")[0]
+        "Nothing can be said" in _advice(judged("no witness"), judged("no witness"), "weight 3")[0]
     )
 
 

@@ -65,7 +65,7 @@ def demo(
         str | None, typer.Option(help="kl, logit, logprob or standardised. Default: tune's.")
     ] = None,
     anchors: Annotated[
-        str | None, typer.Option(help="Prompts to hold at too: auto, built-in, off.")
+        str | None, typer.Option(help="auto, built-in, a file or off. Default: auto.")
     ] = None,
     as_json: Json = False,
 ) -> None:
