@@ -166,3 +166,18 @@ def test_what_is_no_plan_is_refused(tmp_path, text, words):
         read_plan(written(tmp_path, text))
     with pytest.raises(InputError, match="no such plan"):
         read_plan(tmp_path / "other.yaml")
+
+
+def test_a_bare_off_in_a_plan_is_off_and_budgets_look_at_every_form(tmp_path):
+    """YAML reads `off` as false, which the cells handed on as the word "False"."""
+    off = {"str_anchors": False}
+    methods = [{"name": "plain"}, {"name": "str", "weights": [3], "settings": off}]
+    found = read_plan(written(tmp_path, {**GOOD, "methods": methods})).methods[1]
+    assert found.settings == {"str_anchors": "off"}
+    held = [{"name": "plain"}, {"name": "str", "budgets": [0.2]}]
+    data = [{**GOOD["data"][0], "settings": {"str_form": "logprob"}}]
+    assert read_plan(written(tmp_path, {**GOOD, "methods": held, "data": data})).methods[1].budgets
+    data[0]["settings"] = {"str_form": "kl"}
+    training = {**GOOD["training"], "str_form": "logprob"}
+    with pytest.raises(InputError, match="form kl has none of"):
+        read_plan(written(tmp_path, {**GOOD, "methods": held, "data": data, "training": training}))

@@ -18,7 +18,8 @@ from ..trainer import STRTrainer
 
 _log = logging.getLogger(__name__)
 
-_OF_STR = ("str_weight", "str_budget", "str_anchors", "str_anchor_share")
+_OF_STR = ("str_weight", "str_budget", "str_anchors", "str_anchor_share",
+           "str_anchor_weight")  # fmt: skip
 
 
 @dataclass

@@ -31,8 +31,8 @@ Moorline
   --str_form NAME                Form of the drift: kl, logit (the paper's), logprob or
                                  standardised. [kl]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]
-  --str_reference NAME           Where the reference comes from: auto, adapter_off, frozen_copy or
-                                 cached. [auto]
+  --str_reference NAME           Where the reference comes from: auto, adapter_off, frozen_copy,
+                                 cached or write_through. [auto]
   --str_reference_model MODEL    The aligned model, where it is not the model before this training.
   --str_reference_fraction FLOAT Share of each batch's rows on which the drift is measured. [1.0]
   --str_positions all|first:K    Which positions of a response are held. [all]

@@ -149,7 +149,8 @@ class Method:
         """
         known = [str(each) for each in method_named(self.kind).needs]
         anchors = {**shared, **self.settings}.get("str_anchors", AUTO_ANCHORS)
-        if self.kind == "str" and anchors != NO_ANCHORS:
+        holds = self.kind == "str" and (self.weights is None or any(self.weights))
+        if holds and anchors != NO_ANCHORS:
             known.append("anchor prompts")
         return ", ".join([*known, self.extra_data] if self.extra_data else known)
 
@@ -260,11 +261,14 @@ class Plan:
                     f"method {each.name!r}: `settings` sets {both[0]!r}, which all methods share: "
                     "the conditions would not be equal. Leave it out."
                 )
-            form = {**self.training, **each.settings}.get("str_form", DEFAULT_FORM)
-            if each.budgets and form == "kl":
+            forms = [
+                {**self.training, **data.settings, **each.settings}.get("str_form", DEFAULT_FORM)
+                for data in self.data
+            ]
+            if each.budgets and "kl" in forms:
                 raise InputError(
                     f"method {each.name!r}: `budgets` are root mean squares, which form kl has "
-                    "none of. Set `str_form` to 'logprob' in its `settings`, or give `weights`."
+                    "none of. Set `str_form` to 'logprob', or give `weights`."
                 )
 
     def plain(self) -> Method:
@@ -284,11 +288,22 @@ def read_plan(path: str | Path) -> Plan:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a plan holds keys and values. {_REMEDY}")
+    _read_off(values)
     plan = parse(Plan, values, str(path), remedy=_REMEDY)
     for name, source in _sources(plan):
         if is_table(source) and not Path(source).is_file():
             raise InputError(f"{path}: {name!r} names {source}, which is not there. {_REMEDY}")
     return plan
+
+
+def _read_off(values: Any) -> None:
+    """Call anchors off where YAML made False of a bare `off`, at any depth."""
+    inner = values.values() if isinstance(values, dict) else values
+    for each in inner:
+        if isinstance(each, dict | list):
+            _read_off(each)
+    if isinstance(values, dict) and values.get("str_anchors") is False:
+        values["str_anchors"] = NO_ANCHORS
 
 
 def _sources(plan: Plan) -> Iterable[tuple[str, str]]:

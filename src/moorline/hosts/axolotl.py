@@ -18,6 +18,7 @@ from ..method.mixin import STRMixin
 from . import given
 
 _FIELDS: Any = {name: (kind | None, None) for name, kind in given.NAMES.items()}
+_FIELDS["str_anchors"] = (str | bool | None, None)  # YAML makes False of a bare `off`
 
 # Axolotl writes `from moorline.hosts.axolotl import NAME`, so each name must be no other plug-in's.
 MoorlineArgs = create_model(

@@ -258,7 +258,8 @@ def build_anchors(
     """
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError(
-            "`anchors` needs the model's tokenizer, with its chat template. Give `tokenizer`, or "
+            "`anchors` needs the model's tokenizer, with its chat template. Give `tokenizer` (to a "
+            "trainer as `processing_class`), or "
             f"{_WITHOUT}."
         )
     if _device(model).type == "meta":

@@ -41,7 +41,9 @@ class STRMixin(_Host):
     """Safety token regularization for any trainer built on `transformers.Trainer`.
 
         class MyTrainer(STRMixin, Trainer): ...
-        MyTrainer(model, args, train_dataset=..., safety_tokens=tokens).train()
+        MyTrainer(
+            model, args, train_dataset=..., processing_class=tokenizer, safety_tokens=tokens,
+        ).train()
 
     The loss becomes CE + weight * drift, where CE is whatever the host computes and both are
     divided by the same number of response tokens: over all micro-batches of the step and over all

@@ -56,7 +56,7 @@ class Drift:
 class Regularizer:
     """Safety token regularization for a training loop of one's own.
 
-        regularizer = Regularizer(model, tokens)
+        regularizer = Regularizer(model, tokens, tokenizer=tokenizer)
         for batch in batches:
             with regularizer.watch(model, batch) as drift:
                 loss = model(**batch).loss
@@ -77,7 +77,7 @@ class Regularizer:
         settings: Weight, form and reference; defaults apply if None.
         reference_model: The frozen aligned model, where it is neither the model without its
             adapter nor the model as it is now; or its path or hub id.
-        tokenizer: Checked against the tokens; not checked if None. Needed for anchors.
+        tokenizer: Checked against the tokens, and needed for anchors, which the default has.
         plan: What is known of the training, for hosts that know it.
         aligned: What `capture.probe` said of the model before its adapters; None if not known.
 

@@ -74,6 +74,13 @@ class STRSettings:
     """Folder for a cached reference; one beside the prepared data sets if None."""
 
     def __post_init__(self) -> None:
+        if self.anchors is False:  # what YAML makes of a bare `off`
+            object.__setattr__(self, "anchors", NO_ANCHORS)
+        if not isinstance(self.anchors, str):
+            raise InputError(
+                "`anchors` must be 'auto', 'built-in', 'off' or a file of prompts, got "
+                f"{self.anchors!r}."
+            )
         if self.budget is not None:
             WeightController(self.budget)
             if self.weight is not None:
@@ -82,7 +89,9 @@ class STRSettings:
                     "budget finds the weight. Leave one of them out."
                 )
         if self.weight is not None and not (
-            isinstance(self.weight, int | float) and 0 <= self.weight < math.inf
+            isinstance(self.weight, int | float)
+            and not isinstance(self.weight, bool)
+            and 0 <= self.weight < math.inf
         ):
             raise InputError(
                 f"`weight` must be a number of 0 or more, got {self.weight}: a negative value "
@@ -94,7 +103,9 @@ class STRSettings:
                 "small weight, or set `anchors` to 'off'."
             )
         if self.anchor_weight is not None and (
-            self.budget is not None or not 0 < self.anchor_weight < math.inf
+            self.budget is not None
+            or not isinstance(self.anchor_weight, int | float)
+            or not 0 < self.anchor_weight < math.inf
         ):
             raise InputError(
                 f"`anchor_weight` must be a number above 0, and stand without a budget, got "

@@ -107,6 +107,7 @@ class WriteThrough(TrainerCallback):
         """
         if self._target is None:
             return
+        self.release()  # what an earlier call left that an error broke off
         folder, parts, planned, job, dtype = self._target
         from_first(self._acquire)
         self._manifest = cache_job.claimed(folder, parts, planned, job, dtype)

@@ -22,7 +22,7 @@ _PANELS = [
 ]
 _CURVES = {
     "task_loss": "Task loss (nats)",
-    "drift": "Drift (squared logits)",
+    "drift": "Drift (unit of its form)",
     "weighted": "Weighted term of the loss",
 }
 _Key = tuple[str, str, str | None]
