@@ -99,7 +99,8 @@ def trainer_of(
             for name, each in model.named_parameters():
                 if "lora_B" in name:
                     each.add_(0.1 * torch.randn_like(each))
-    ids, held = (10, 17, 24, 31, 38), {"str_weight": 2.0}
+    ids = (10, 17, 24, 31, 38)
+    held = {"str_form": "logit", "str_anchors": "off", "str_weight": 2.0}
     if anchors:
         ids = tuple(range(6, 66))  # most of what it can say, so that its answers are refusals
         path = folder / "anchors.jsonl"

@@ -127,7 +127,7 @@ SETTINGS = (
     "tokens.json", "--use_peft", "--lora_target_modules", "all-linear", "--lora_r", "4",
     "--lora_dropout", "0", "--learning_rate", "0.01", "--optim", "sgd", "--bf16", "false",
     "--use_cpu", "--logging_steps", "1", "--report_to", "none", "--disable_tqdm", "true",
-    "--save_strategy", "no",
+    "--save_strategy", "no", "--str_form", "logit", "--str_anchors", "off",
 )  # fmt: skip
 
 

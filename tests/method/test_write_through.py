@@ -103,7 +103,7 @@ def test_the_first_epoch_is_live_and_the_later_ones_read(name, run, calls):
     assert len(cache) == len(trainer.train_dataset)
 
 
-def test_what_an_epoch_filled_serves_other_runs_without_a_pass(run, rows, never, calls):
+def test_what_an_epoch_filled_serves_other_runs_without_a_pass(run, rows, never, calls, tmp_path):
     run(rows, num_train_epochs=1)
     never()
     calls.clear()
@@ -112,7 +112,7 @@ def test_what_an_epoch_filled_serves_other_runs_without_a_pass(run, rows, never,
     probes = len(calls)
     assert probes < 6, "no batch of the two runs, of six steps each"
     with pytest.raises(AssertionError, match="a pass ran"):  # the control
-        run(conversations(seed=5), "cached", str_cache_dir=None)
+        run(conversations(seed=5), "cached", str_cache_dir=str(tmp_path / "other"))
     _, live = run(rows, "adapter_off", seed=9, data_seed=9)
     for mine, other in zip(filled, live, strict=True):
         for key in KEYS:

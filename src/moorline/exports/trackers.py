@@ -33,7 +33,8 @@ def log_files(folder: str | Path, to: str) -> list[Path]:
         InputError: If there is no such tracker, or nothing to log.
         PrerequisiteError: If its package is not installed.
     """
-    check_tracker(to)
+    if to not in TRACKERS:
+        raise unknown_choice("tracker", to, TRACKERS)
     paths = [path for name in FILES if (path := Path(folder) / name).is_file()]
     if not paths:
         raise InputError(f"{folder}: none of {', '.join(FILES)} is there. Check the path.")
