@@ -39,6 +39,7 @@ from .method.mixin import STRMixin
 from .method.safety_tokens import SafetyTokens
 from .method.settings import (
     AUTO_ANCHORS,
+    CONFLICTS,
     DEFAULT_FORM,
     DEFAULT_WEIGHT,
     NO_ANCHORS,
@@ -128,6 +129,14 @@ class STRConfig(SFTConfig):
     str_anchor_share: float = field(
         default=0.25,
         metadata={"help": "Anchors read beside each step, as a share of its rows."},
+    )
+    str_conflicts: str = field(
+        default="auto",
+        metadata={
+            "help": "Rows that answer where the aligned model would refuse: 'skip' leaves them out "
+            "of the task loss, 'learn' does not. Auto: skip with form kl.",
+            "choices": list(CONFLICTS),
+        },
     )
     str_form: str = field(
         default=DEFAULT_FORM,

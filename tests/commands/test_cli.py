@@ -41,6 +41,7 @@ def test_our_flags_are_these():
         "str_tokens", "str_weight", "str_form", "str_reference", "str_reference_model",
         "str_reference_fraction", "str_positions", "str_cache_dtype", "str_cache_dir",
         "str_plain_text", "str_budget", "str_anchors", "str_anchor_share", "str_anchor_weight",
+        "str_conflicts",
     }  # fmt: skip
 
 

@@ -34,14 +34,18 @@ def test_the_rows_that_the_aligned_model_refuses_are_named(tmp_path, caplog):
     harmful = {n for n, row in enumerate(rows) if row["messages"][0]["content"] not in prompts}
     assert len(set(found.rows) - harmful) <= 3  # it refuses a few harmless ones too
     assert len(found.rows) > 5
-    tell(found)
+    tell(found, skips=True)
     assert f"refuses {len(found.rows)} of the {SAMPLE} training prompts" in caplog.text
+    assert "are not learned" in caplog.text
+    caplog.clear()
+    tell(found, skips=False)
+    assert "learned slower" in caplog.text
 
 
 def test_rows_that_it_answers_are_not(tmp_path, caplog):
     found = asked(tmp_path, rows_of(poison=0.0))
     assert len(found.rows) <= 3  # a tenth: it refuses a few harmless prompts
-    tell(found)
+    tell(found, skips=True)
     assert not caplog.records
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from moorline import SafetyTokens
 from moorline.commands.cli import app
 from moorline.commands.tune_settings import parse
+from moorline.method.safety_tokens import tokenizer_fingerprint
 
 runner = CliRunner()
 
@@ -338,6 +339,26 @@ def test_it_says_what_it_does_and_what_to_do_next_and_nothing_else(flags, tmp_pa
         assert words in result.stdout
     assert "went from" in result.stderr, "two steps teach nothing, and that is said"
     assert "None" not in (tmp_path / "run" / "README.md").read_text().split("## Quick")[0]
+
+
+def test_the_end_says_how_much_was_not_learned(flags, tokenizer, tmp_path):
+    """With half of the vocabulary as safety tokens a random model "refuses" some of the rows."""
+    ids = tuple(range(6, len(tokenizer), 2))
+    SafetyTokens(
+        ids=ids, strings=tuple(tokenizer.decode([each]) for each in ids),
+        scores=(1.0,) * len(ids), vocab_size=len(tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+    ).save(tmp_path / "half.json")  # fmt: skip
+    flags |= {"str_tokens": tmp_path / "half.json", "str_form": "kl"}
+    found = tune(flags)
+    assert found.exit_code == 0, found.output
+    log = json.loads((tmp_path / "run" / "run.json").read_text())["log"]
+    shares = [each["str/skipped"] for each in log if "str/skipped" in each]
+    assert any(shares)
+    told = f"{100 * sum(shares) / len(shares):.1f} % of the responses were not learned"
+    assert told in found.output
+    learned = tune({**flags, "str_conflicts": "learn", "output_dir": tmp_path / "learned"})
+    assert "not learned" not in learned.output
 
 
 def test_nothing_is_warned_of_where_the_task_is_learned(flags):

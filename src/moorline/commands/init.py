@@ -61,6 +61,9 @@ str_form: $form
 # Hold it at 64 prompts that ought to be refused and 64 that ought to be answered too, with its
 # own answers. They are extra data, and no audit may ask them.
 str_anchors: $anchors
+# Rows that answer what the model itself would refuse: auto leaves them out of what is learned
+# where the form is kl; learn learns them.
+str_conflicts: auto
 
 # Prompts asked before and after, so that the run ends with what it kept; 0 asks none.
 check_prompts: $checked

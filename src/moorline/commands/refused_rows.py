@@ -1,8 +1,9 @@
 """How many prompts of the training data the aligned model itself refuses: said before it trains.
 
 To hold a model to its refusals at a prompt that the data answers sets the two against each other:
-the task is learned slower, or the refusals go. Such rows are harmless ones that the model refuses
-too much, or harmful ones that somebody put there. Which, only a reader can tell.
+the task is learned slower, or the refusals go. By default such rows are skipped (`conflicts.py`).
+They are harmless ones that the model refuses too much, or harmful ones that somebody put there.
+Which, only a reader can tell.
 """
 
 import logging
@@ -24,6 +25,15 @@ _LENGTH = 16
 """Tokens of an answer: a refusal shows in its first words."""
 
 _MANY, _SHOWN = 0.1, 10
+
+_SKIPPED = (
+    "Such rows are not learned, their refusals are held (`str/skipped` in the log). Look at them: "
+    "a harmful row ought to go; to learn harmless ones set `str_conflicts` to 'learn'."
+)
+_HELD = (
+    "There its refusals are held against the task, which is learned slower for it. Look at them: a "
+    "harmful row ought to go; for harmless ones give a smaller `str_weight`."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,16 +72,20 @@ def ask(trainer: Any, aligned: ChatModel) -> RefusedRows | None:
     return RefusedRows(asked=len(contexts), rows=refused)
 
 
-def tell(found: RefusedRows | None) -> None:
-    """Warn where the aligned model refuses more than a tenth of the prompts."""
+def tell(found: RefusedRows | None, *, skips: bool) -> None:
+    """Warn where the aligned model refuses more than a tenth of the prompts.
+
+    Args:
+        found: What it said.
+        skips: Whether rows in conflict are skipped.
+    """
     if found is None or len(found.rows) <= _MANY * found.asked:
         return
     _log.warning(
         "The aligned model itself refuses %d of the %d training prompts that it was asked: rows "
-        "%s of the prepared data, from 0. There its refusals are held against the task, which is "
-        "learned slower for it. Look at them: a harmful row ought to go; for harmless ones give a "
-        "smaller `str_weight`.",
+        "%s of the prepared data, from 0. %s",
         len(found.rows), found.asked, ", ".join(map(str, found.rows[:_SHOWN])),
+        _SKIPPED if skips else _HELD,
     )  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
     asked = None
     if trainer.accelerator.is_main_process and trainer.regularizer.settings.holds:
         asked = refused_rows.ask(trainer, ChatModel(reference_model or trainer.model, tokenizer))
-        refused_rows.tell(asked)
+        refused_rows.tell(asked, skips=trainer.regularizer.settings.skips)
     return trainer, Run(
         status="running",
         model=name,

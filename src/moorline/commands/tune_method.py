@@ -19,7 +19,7 @@ from ..trainer import STRTrainer
 _log = logging.getLogger(__name__)
 
 _OF_STR = ("str_weight", "str_budget", "str_anchors", "str_anchor_share",
-           "str_anchor_weight")  # fmt: skip
+           "str_anchor_weight", "str_conflicts")  # fmt: skip
 
 
 @dataclass

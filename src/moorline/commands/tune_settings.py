@@ -28,6 +28,8 @@ Moorline
   --str_anchor_weight FLOAT      Weight of the anchor drift (squared nats), without a budget.
                                  [0.1, with other forms 3]
   --str_anchor_share FLOAT       Anchors beside each step, as a share of its rows. [0.25]
+  --str_conflicts NAME           Rows that answer where the aligned model would refuse: skip leaves
+                                 them out of the task loss, learn does not. [skip with form kl]
   --str_form NAME                Form of the drift: kl, logit (the paper's), logprob or
                                  standardised. [kl]
   --str_tokens FILE              Safety tokens that `moorline mine` wrote. [mined]

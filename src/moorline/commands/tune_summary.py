@@ -35,6 +35,12 @@ def summary(run: Run) -> str:
             f"{drifts[-1]:.3g} {_UNITS.get(run.settings.get('str_form', 'logit'), '')}".rstrip()
             + "."
         )
+    shares = [share for entry in run.log if (share := entry.get("str/skipped")) is not None]
+    if any(shares):
+        lines.append(
+            f"{100 * sum(shares) / len(shares):.1f} % of the responses were not learned: the "
+            "aligned model would refuse there (`str_conflicts`)."
+        )
     lines += _kept(run)
     served = f"{output.rstrip('/')}-merged" if adapted else output
     lines += ["Next:", f"  moorline audit {output} --against {run.base.name}"]

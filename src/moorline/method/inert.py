@@ -40,6 +40,8 @@ _ERRORS, _SHARE = 3.0, 0.01
 # The largest move, in logits or nats; some times the root mean square. 60 rows at a rate of 2e-5
 # moved 0.003 in that mean, and learned nothing.
 _NO_MOVE = 0.05
+# Where less of the responses is learned, the task is another than the user thinks.
+_LEARNED = 0.5
 
 
 class _Mass(NamedTuple):
@@ -303,7 +305,16 @@ def warn_of_little(log: Sequence[Mapping[str, Any]], learning_rate: float | None
         learning_rate: For the message.
     """
     logged = [each for each in log if each.get("ce_loss") is not None]
-    losses = [each["ce_loss"] for each in logged]
+    learned = [1 - each.get("str/skipped", 0.0) for each in logged]
+    losses = [
+        each["ce_loss"] / share for each, share in zip(logged, learned, strict=True) if share > 0
+    ]
+    if learned and sum(learned) < _LEARNED * len(learned):
+        _log.warning(
+            "%.0f %% of the responses were not learned, since the aligned model would refuse "
+            "there. Look at the rows; to learn harmless ones set `conflicts` to 'learn'.",
+            100 * (1 - sum(learned) / len(learned)),
+        )
     moved = [each.get("str/max_abs") or 0.0 for each in logged]
     if len(losses) > 1 and losses[-1] > 0.9 * losses[0]:
         _log.warning(

@@ -13,6 +13,7 @@ from ..errors import InputError
 from . import capture
 from .cache import COLUMN, KEYS
 from .checkpoint import Settling, load_state, resumed
+from .conflicts import LABELS
 from .host import (
     adds_up_losses,
     fitted,
@@ -47,12 +48,16 @@ class STRMixin(_Host):
 
     The loss becomes CE + weight * drift, where CE is whatever the host computes and both are
     divided by the same number of response tokens: over all micro-batches of the step and over all
-    processes. Logged beside `loss` at each logging step, and with the prefix of the evaluation set
-    there: `ce_loss` (the host's loss), `str/drift` (mean over positions), `str/weighted` (what was
-    added to the loss) and `str/max_abs` (largest difference of one logit). In training also
+    processes. Rows in conflict (`conflicts.py`) add no CE and are counted in that number, so that
+    the others pull no harder for it.
+
+    Logged beside `loss` at each logging step, and with the prefix of the evaluation set there:
+    `ce_loss` (the host's loss), `str/drift` (mean over positions), `str/weighted` (what was added
+    to the loss) and `str/max_abs` (largest difference of one logit). In training also
     `ce_grad_norm` and `str/grad_norm`: norms of the gradients of the host's loss and of the
-    weighted drift, at the last hidden states, of the step that is logged; with anchors
-    `str/anchor_drift`; and with a budget `str/weight` and `str/anchor_weight`, which it found.
+    weighted drift, at the last hidden states, of the step that is logged; `str/skipped`, the share
+    of responses in conflict, where these are skipped; with anchors `str/anchor_drift`; and with a
+    budget `str/weight` and `str/anchor_weight`, which it found.
 
     Args:
         *args: For the host trainer.
@@ -108,11 +113,13 @@ class STRMixin(_Host):
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
         own = {name: each for name, each in inputs.items() if name not in (COLUMN, KEYS)}
+        if self.regularizer.skips_now():
+            own.update({name: own[name].clone() for name in LABELS if name in own})
         if self._filling is not None:
             inputs = self._filling.read(inputs)
         part = self._steps.part(self.state.global_step, self) if training else None
         with self.regularizer.watch(
-            model, inputs, part=part, gradients=training and is_logged_next(self)
+            model, inputs, part=part, gradients=training and is_logged_next(self), editable=own
         ) as drift:
             result: Any = super().compute_loss(
                 model, own, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -122,6 +129,8 @@ class STRMixin(_Host):
         if self._filling is not None and training:
             self._filling.keep(inputs)
         loss, outputs = result if return_outputs else (result, None)
+        if drift.conflicts is not None and drift.conflicts.leaves_nothing:
+            loss = 0 * loss
         if training and part is not None:
             if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
                 check_loss(loss, part.step + 1)
@@ -138,7 +147,7 @@ class STRMixin(_Host):
         weighted = self.regularizer.weighted(drift, divisor, anchor_times=beside) * times
         tally = self._tally["train" if training else "eval"]
         share = 1 / part.num if part is not None and self.regularizer.anchors else None
-        tally.add(loss, weighted, drift.sum, drift.anchors, share)
+        tally.add(loss, weighted, drift.sum, drift.anchors, share, drift.conflicts)
         if drift.gradients is not None:
             tally.add_gradients(self.state.global_step, drift.gradients)
         if training and not self._is_checked:

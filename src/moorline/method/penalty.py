@@ -155,13 +155,22 @@ class Form(NamedTuple):
     wants_anchors: bool = False
     """Whether it holds next to nothing where no row of the training would be refused."""
 
+    skips: bool = False
+    """Whether rows in conflict (`conflicts.py`) are skipped where nothing is said of them."""
+
 
 FORMS: dict[str, Form] = {
     "logit": Form(_squares, normalised=False, scaled=False, weight=10.0, anchor_weight=3.0),
     "logprob": Form(_squares, normalised=True, scaled=False, weight=10.0, anchor_weight=3.0),
     "standardised": Form(_squares, normalised=False, scaled=True, weight=10.0, anchor_weight=3.0),
     "kl": Form(
-        kl_drift, normalised=True, scaled=False, weight=3.0, anchor_weight=0.1, wants_anchors=True
+        kl_drift,
+        normalised=True,
+        scaled=False,
+        weight=3.0,
+        anchor_weight=0.1,
+        wants_anchors=True,
+        skips=True,
     ),
 }
 """The forms of the drift by name: `logit` is the paper's; `logprob` closes its hole; `standardised`

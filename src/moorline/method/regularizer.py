@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +14,11 @@ from ..errors import InputError
 from . import adapters, capture, penalty
 from .anchors import BUILT_IN, Anchors, anchors_for
 from .cache import COLUMN, Cached
+from .conflicts import Conflicts
 from .gradients import GradientNorms
 from .inert import OwnSteps, Vigil, check_anchors, check_finite, check_refusals
 from .positions import PositionRule, draw_rows, needed_part
+from .record import Record
 from .reference import Reference, TrainingPlan, build_reference, choose_reference
 from .safety_tokens import SafetyTokens
 from .settings import AUTO_ANCHORS, STRSettings
@@ -45,6 +47,11 @@ class Drift:
 
     is_own_step: bool = False
     """Whether the anchors were drawn for this batch alone, and not for the step of a host."""
+
+    conflicts: Conflicts | None = None
+    """The responses that carry no task loss, since the aligned model would refuse there; None where
+    all are learned. Labels that the model was called with are masked already; a loss of one's own
+    has to leave out `conflicts.positions`."""
 
     num_measured: int = 0
     """At how many positions it was measured; fewer than count where rows are drawn."""
@@ -148,6 +155,12 @@ class Regularizer:
                 "would not refuse. Set `anchors` to 'built-in', or take another form.",
                 self.settings.form,
             )
+        if self.settings.learns_conflicts_unsaid:
+            _log.warning(
+                "With `reference_fraction` %g rows in conflict are learned: which they are is "
+                "known of the drawn rows only. To say so yourself set `conflicts` to 'learn'.",
+                self.settings.reference_fraction,
+            )
         self.strength = Strength(self.settings, anchored=self.anchors is not None)
         """The weights of the present step."""
 
@@ -185,6 +198,7 @@ class Regularizer:
         *,
         gradients: bool = False,
         part: Part | None = None,
+        editable: MutableMapping[str, Any] | None = None,
     ) -> Iterator[Drift]:
         """Record the model's first call in this block, and before it compute z0 for the same.
 
@@ -198,6 +212,8 @@ class Regularizer:
                 with a budget.
             part: Which part of a step the batch is, for what is drawn at random; by default the
                 whole of a step of its own.
+            editable: The host's own copy of the batch, if it takes the loss from there: its labels
+                are masked where a row is in conflict. Those of `batch` stay as they are.
 
         Yields:
             The drift, there once the block is left.
@@ -218,7 +234,7 @@ class Regularizer:
         trains = torch.is_grad_enabled()
         gradients = gradients or (trains and self.strength.is_found)
         drift.gradients = GradientNorms() if gradients else None
-        record = _Record(self, reference, batch, positions, drift.gradients)
+        record = Record(self, reference, batch, positions, drift.gradients, editable)
         with record.hooks(model), capture.explaining_replaced_forward(self.model):
             yield drift
         if record.difference is None:
@@ -238,6 +254,7 @@ class Regularizer:
             scaled = found.total / self.settings.reference_fraction
             found = found._replace(total=scaled, num_positions=all_positions.sum())
         drift.sum, drift.num_measured = found, len(record.difference)
+        drift.conflicts = record.conflicts
         if trains:
             if drift.is_own_step and self.model.training:
                 step = self._own_steps.number()
@@ -247,6 +264,10 @@ class Regularizer:
                 drift.anchors = self.anchors.drift(model, self.settings.anchor_share, part)
                 check_anchors(drift.anchors, part.step + 1)
             self.strength.observe(drift)
+
+    def skips_now(self) -> bool:
+        """Whether a call of the model now is without the labels of rows in conflict."""
+        return self.settings.skips and torch.is_grad_enabled() and bool(self.model.training)
 
     def weighted(
         self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1
@@ -288,7 +309,7 @@ class Regularizer:
         self.strength.next_step()
 
     def _check_finite(
-        self, found: penalty.DriftSum, record: "_Record", part: Part, *, training: bool
+        self, found: penalty.DriftSum, record: Record, part: Part, *, training: bool
     ) -> None:
         """Refuse a drift that is no number, by the step and whose fault it is."""
         assert record.difference is not None
@@ -330,70 +351,3 @@ class Regularizer:
             if partial:
                 inputs, positions = needed_part(inputs, positions)
         return reference.safety_logits(model, inputs, positions)
-
-
-class _Record:
-    """Hooks, and not a stand-in for the model: a host that inspects the model sees the model."""
-
-    def __init__(
-        self,
-        regularizer: Regularizer,
-        reference: Reference,
-        batch: Mapping[str, Any],
-        positions: Tensor,
-        gradients: GradientNorms | None,
-    ) -> None:
-        self.regularizer, self.reference = regularizer, reference
-        self.batch, self.positions, self.gradients = batch, positions, gradients
-        self.is_asked, self.is_recorded = False, False
-        self.difference: Tensor | None = None
-        self.z0: Tensor | None = None
-        self.loss: Tensor | None = None
-
-    @contextlib.contextmanager
-    def hooks(self, model: nn.Module) -> Iterator[None]:
-        # First of all hooks: FSDP gathers weights in its own, and the reference calls the model.
-        asking = model.register_forward_pre_hook(self._ask, with_kwargs=True, prepend=True)
-        keeping = model.register_forward_hook(self._keep)
-        try:
-            yield
-        finally:
-            asking.remove()
-            keeping.remove()
-
-    def _ask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.is_asked:  # the reference's own call, or a later one of the host
-            return None
-        self.is_asked = True
-        _check_call(args, kwargs, self.positions)
-        # Before the model's own pass: its activations are not in memory yet, and the adapters are
-        # on again when checkpointed layers are recomputed in the backward pass.
-        inputs = self.batch if self.reference.reads_batch else kwargs
-        z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
-        self.is_recorded, self.z0 = True, z0
-        exchange = capture.Exchange(z0, self.gradients)
-        asked = {"safety_positions": self.positions, "safety_exchange": exchange}
-        return args, {**kwargs, **asked}
-
-    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        if not self.is_recorded or self.difference is not None:
-            return None
-        own, self.difference = capture.take_difference(output)
-        self.loss = getattr(output, "loss", None)
-        return own
-
-
-def _check_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: Tensor) -> None:
-    if args:
-        raise InputError(
-            "The model was called with positional arguments, so the reference cannot be called the "
-            "same way. Call it as `model(**batch)`."
-        )
-    ids = kwargs.get("input_ids")
-    pruned = isinstance(ids, Tensor) and ids.shape[:2] != positions.shape
-    kept = kwargs.get("logits_to_keep", kwargs.get("num_logits_to_keep"))
-    if pruned or isinstance(kept, Tensor) or kept:
-        raise InputError(
-            "The host computes logits for a part of the sequence only (`logits_to_keep`), so "
-            "labels and positions do not fit. Switch that off."
-        )

@@ -16,6 +16,7 @@ from .reference import REFERENCES
 DEFAULT_FORM = "kl"
 DEFAULT_WEIGHT = penalty.FORMS[DEFAULT_FORM].weight
 NO_ANCHORS, AUTO_ANCHORS = "off", "auto"
+CONFLICTS = ("auto", "skip", "learn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,12 @@ class STRSettings:
     anchor_share: float = 0.25
     """Anchors read beside each step, as a share of its rows, above 0 up to 1; one at least. Half of
     them are harmless prompts, where there are such."""
+
+    conflicts: str = "auto"
+    """What becomes of a row that answers where the aligned model would refuse (`conflicts.py`):
+    'skip' leaves it out of the task loss and holds its refusal, 'learn' holds and learns it at
+    once. 'auto' skips with form `kl`; the forms in logits do not know where the model would
+    refuse."""
 
     form: str = DEFAULT_FORM
     """Form of the drift, a name of `penalty.FORMS`; 'logit' is the paper's."""
@@ -120,7 +127,15 @@ class STRSettings:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 < value <= 1):
                 raise InputError(f"`{name}` must be above 0 and at most 1, got {value}.")
-        penalty.form(self.form)
+        form = penalty.form(self.form)
+        if self.conflicts not in CONFLICTS:
+            raise unknown_choice("`conflicts`", self.conflicts, CONFLICTS)
+        if self.conflicts == "skip" and not (form.normalised and self.reference_fraction == 1):
+            raise InputError(
+                "`conflicts` 'skip' needs the probability of a refusal in every row, so a `form` "
+                f"of log-probabilities ('kl', 'logprob') and `reference_fraction` 1, got "
+                f"{self.form!r} and {self.reference_fraction}. Set it to 'learn', or change these."
+            )
         PositionRule.parse(self.positions)
         if self.reference not in REFERENCES:
             raise unknown_choice("`reference`", self.reference, REFERENCES)
@@ -155,6 +170,21 @@ class STRSettings:
     def reads_anchors(self) -> bool:
         """Whether anchors are asked for, and something is held."""
         return self.anchors != NO_ANCHORS and self.holds
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows in conflict carry no task loss."""
+        if self.conflicts == "auto":
+            wanted = penalty.FORMS[self.form].skips and self.reference_fraction == 1
+        else:
+            wanted = self.conflicts == "skip"
+        return wanted and self.holds
+
+    @property
+    def learns_conflicts_unsaid(self) -> bool:
+        """Whether such rows are learned only because a part of the rows is measured."""
+        auto = self.conflicts == "auto" and self.reference_fraction < 1
+        return auto and penalty.FORMS[self.form].skips and self.holds
 
     @property
     def holds(self) -> bool:

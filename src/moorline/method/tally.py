@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .conflicts import Conflicts
 from .gradients import GradientNorms
 from .penalty import DriftSum
 
@@ -37,10 +38,12 @@ class Tally:
         drift: DriftSum,
         anchors: DriftSum | None = None,
         share: float | None = None,
+        conflicts: Conflicts | None = None,
     ) -> None:
         """Count one batch: the host's loss, what is added to it, the drift.
 
-        With anchors also that of those read beside it, and the batch's share of a step.
+        With anchors also that of those read beside it, and the batch's share of a step; and which
+        responses were skipped.
         """
         values = {
             "ce_loss": loss,
@@ -54,6 +57,8 @@ class Tally:
                 nothing if anchors is None else anchors.total / anchors.num_positions
             )
             values["steps"] = torch.full_like(nothing, share)
+        if conflicts is not None:
+            values["skipped"], values["responses"] = conflicts.num, conflicts.num_responses
         for name, value in values.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -103,6 +108,8 @@ class Tally:
         }
         if sums.get("steps"):
             found["str/anchor_drift"] = sums["anchors"] / sums["steps"]
+        if sums.get("responses"):
+            found["str/skipped"] = sums["skipped"] / sums["responses"]
         if not math.isnan(task):
             # Each process has the gradient of its own rows, times the number of processes; and
             # float16 training scales the loss.
@@ -124,6 +131,8 @@ def warn_of_gradients(metrics: dict[str, float], step: int, *, holds: bool) -> b
     if "str/grad_norm" not in metrics or not holds:
         return False
     task, drift = metrics["ce_grad_norm"], metrics["str/grad_norm"]
+    if task == 0:  # a step in which every row is in conflict
+        return False
     if drift > _DROWNED * task:
         _log.warning(
             "The gradient of the weighted drift is %.3g at the last hidden states, that of the "

@@ -1,0 +1,112 @@
+"""One call of the model in training: z0 before it, its labels, the safety logits out of it."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..chat.conversation import positions_of_batch
+from ..errors import InputError
+from . import capture
+from .conflicts import LABELS, Conflicts, conflicts
+from .gradients import GradientNorms
+from .reference import Reference
+
+if TYPE_CHECKING:
+    from .regularizer import Regularizer
+
+_log = logging.getLogger(__name__)
+
+
+class Record:
+    """Hooks, and not a stand-in for the model: a host that inspects the model sees the model."""
+
+    def __init__(
+        self,
+        regularizer: "Regularizer",
+        reference: Reference,
+        batch: Mapping[str, Any],
+        positions: Tensor,
+        gradients: GradientNorms | None,
+        editable: MutableMapping[str, Any] | None,
+    ) -> None:
+        self.regularizer, self.reference = regularizer, reference
+        self.batch, self.positions, self.gradients = batch, positions, gradients
+        self.editable = editable
+        self.conflicts: Conflicts | None = None
+        self.is_asked, self.is_recorded = False, False
+        self.difference: Tensor | None = None
+        self.z0: Tensor | None = None
+        self.loss: Tensor | None = None
+
+    @contextlib.contextmanager
+    def hooks(self, model: nn.Module) -> Iterator[None]:
+        """Watch the first call of the model in this block."""
+        # First of all hooks: FSDP gathers weights in its own, and the reference calls the model.
+        asking = model.register_forward_pre_hook(self._ask, with_kwargs=True, prepend=True)
+        keeping = model.register_forward_hook(self._keep)
+        try:
+            yield
+        finally:
+            asking.remove()
+            keeping.remove()
+
+    def _ask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.is_asked:  # the reference's own call, or a later one of the host
+            return None
+        self.is_asked = True
+        _check_call(args, kwargs, self.positions)
+        # Before the model's own pass: its activations are not in memory yet, and the adapters are
+        # on again when checkpointed layers are recomputed in the backward pass.
+        inputs = self.batch if self.reference.reads_batch else kwargs
+        z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
+        self.is_recorded, self.z0 = True, z0
+        kwargs = self._without_conflicts(kwargs, z0)
+        exchange = capture.Exchange(z0, self.gradients)
+        asked = {"safety_positions": self.positions, "safety_exchange": exchange}
+        return args, {**kwargs, **asked}
+
+    def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if not self.is_recorded or self.difference is not None:
+            return None
+        own, self.difference = capture.take_difference(output)
+        self.loss = getattr(own, "loss", None)
+        if self.loss is not None and self.conflicts is not None and self.conflicts.leaves_nothing:
+            self.loss = own["loss"] = 0 * self.loss
+        return own
+
+    def _without_conflicts(self, kwargs: dict[str, Any], z0: Tensor) -> dict[str, Any]:
+        """The arguments of the model's call, with no labels where a row is in conflict."""
+        if not self.regularizer.skips_now():
+            return kwargs
+        responses = positions_of_batch(self.batch)
+        ids = self.regularizer.tokens.tensor()
+        self.conflicts = conflicts(z0, self.positions, self.batch, responses, ids)
+        without = self.conflicts.skip(kwargs)
+        if self.editable is not None:
+            self.conflicts.skip_in_place(self.editable)
+        elif not LABELS.keys() & kwargs.keys():
+            _log.warning(
+                "The model was called without labels, so the loss is one of your own: leave out "
+                "`drift.conflicts.positions` there, where the aligned model would refuse, or set "
+                "`conflicts` to 'learn'."
+            )
+        return without
+
+
+def _check_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], positions: Tensor) -> None:
+    if args:
+        raise InputError(
+            "The model was called with positional arguments, so the reference cannot be called the "
+            "same way. Call it as `model(**batch)`."
+        )
+    ids = kwargs.get("input_ids")
+    pruned = isinstance(ids, Tensor) and ids.shape[:2] != positions.shape
+    kept = kwargs.get("logits_to_keep", kwargs.get("num_logits_to_keep"))
+    if pruned or isinstance(kept, Tensor) or kept:
+        raise InputError(
+            "The host computes logits for a part of the sequence only (`logits_to_keep`), so "
+            "labels and positions do not fit. Switch that off."
+        )
