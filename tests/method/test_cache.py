@@ -409,15 +409,16 @@ def test_a_full_disk_is_told_and_leaves_the_old_cache_usable(run, rows, tmp_path
 def test_too_little_room_is_told_before_anything_is_computed(run, rows, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr("moorline.method.cache_job.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(PrerequisiteError, match=r"needs .* GB in .*are free"):
+    with pytest.raises(PrerequisiteError, match=r"needs \d+ kB in .* and 1 kB are free"):
         run(rows, "cached")
 
 
 def test_rows_and_bytes_are_told_before_they_are_spent(run, rows, caplog):
     with caplog.at_level(logging.WARNING, logger="moorline"):
         run(rows, "cached")
-    said = r"Reference cache: 8 rows with \d+ response tokens, .* GB in .*; this process has 8 rows"
-    assert re.search(said + r" to do, about \d+ s\.", caplog.text)
+    # As "0.00023 GB" and "about 0 s" it said nothing.
+    said = r"Reference cache: 8 rows with \d+ response tokens, \d+ kB in .*; this process has 8"
+    assert re.search(said + r" rows to do, about [1-9]\d* s\.", caplog.text)
 
 
 def test_what_cannot_be_cached_is_refused(make_model, rows, tokenizer, tokens, tmp_path):
