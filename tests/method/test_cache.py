@@ -6,8 +6,6 @@ import logging
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -25,6 +23,7 @@ from helpers import (
     moved,
     paper,
     run_script,
+    run_until_killed,
     settings,
     str_trainer,
     trained,
@@ -338,36 +337,10 @@ def test_shards_of_another_model_are_refused_without_their_manifest_too(
     build(0)  # the control: its own are taken
 
 
-KILLED = """
-import os, sys
-sys.path[:0] = {path!r}
-import moorline.method.cache_job as cache
-count = 0
-original = {target}
-def killed(*args, **kwargs):
-    global count
-    count += 1
-    if count > {after}:
-        os.kill(os.getpid(), 9)
-    return original(*args, **kwargs)
-{target} = killed
-sys.argv = ["run_host.py", *sys.argv[1:]]
-import runpy
-runpy.run_path({script!r}, run_name="__main__")
-"""
-
-
-def start(folder, target="cache._compute", after=10**6):
+def start(folder, target="cache_job._compute", after=10**6):
     """A run whose cache pass is killed after so many calls of a function."""
-    script = KILLED.format(
-        path=[str(Path(__file__).parents[1])], target=target, after=after,
-        script=str(Path(__file__).parents[1] / "run_host.py"),
-    )  # fmt: skip
-    words = ["--batch", "4", "--reference", "cached", "--cache-dir", str(folder)]
-    return subprocess.run(
-        [sys.executable, "-c", script, str(folder.parent / "log.json"), *words],
-        capture_output=True, text=True, check=False, cwd=folder.parent,
-    )  # fmt: skip
+    words = ["--batch", "4", "--reference", "cached", "--cache-dir", folder]
+    return run_until_killed(folder.parent, *words, target=target, after=after)
 
 
 @pytest.mark.long
@@ -376,9 +349,9 @@ def test_a_pass_that_was_killed_goes_on_and_ends_with_the_same_cache(tmp_path):
     assert start(tmp_path / "whole").returncode == 0
     # Within a shard, before a shard has its name, before its record is written.
     for target, after in (
-        ("cache._compute", 3),
-        ("cache.cache_shards.os.replace", 1),
-        ("cache.cache_shards.records.write", 2),
+        ("cache_job._compute", 3),
+        ("cache_shards.os.replace", 1),
+        ("cache_shards.records.write", 2),
     ):
         folder = tmp_path / f"{target}-{after}"
         assert start(folder, target, after).returncode == -9
