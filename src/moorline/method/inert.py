@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+WITHOUT_DRIFT = (
+    "A training step was taken without the drift, so training would be unprotected: something "
+    "overrides `compute_loss` or `training_step` without calling the one above it. Call "
+    "`super().compute_loss(...)` there."
+)
+
 # measured on the embedded models: docs/reliability.md, "Protection that protects nothing"
 _LEAST_MASS = 1e-2
 _REFUSES, _REFUSES_NOT = 0.5, 0.05
@@ -82,9 +88,7 @@ def check_refusals(
         return
     second = reference.model
     origin = None if second is None else next(second.parameters()).device
-    aligned = model if second is None else second.to(weight.device)
-    layers = adapters.adapter_layers(model) if second is None else []
-    with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
+    with adapters.aligned(model, None if second is None else second.to(weight.device)) as aligned:
         chat = ChatModel(aligned, tokenizer)
         asked = _asked(chat)
         its = _mass(aligned, [*asked, *_own(chat, asked)], chat.padding)
