@@ -8,6 +8,7 @@ learned, a drift that is no number. After it: a task that was not learned.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def check_refusals(
     Some rejection templates, and the reference's own answers, are read after two harmful prompts by
     the reference, and by the model where the reference does not begin to refuse. The first process
     looks for all. Where there is no tokenizer with a chat template, or the weights are not in
-    memory, nothing is looked at.
+    memory, nothing is looked at. A reference that was read from the folder of a tuning is told of.
 
     Args:
         model: The model in training, on which `capture.install` was called.
@@ -81,6 +82,7 @@ def check_refusals(
         InputError: If the safety tokens together get less than 0.01 at every token of all of these
             answers, or the model begins a refusal and the reference does not.
     """
+    _tell_of_tuned(model if reference.model is None else reference.model)
     weight = base_of(model).get_input_embeddings().weight
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return
@@ -108,6 +110,16 @@ def check_refusals(
             "training would unlearn refusals. Were the two swapped? Give the aligned model as "
             "`reference_model`."
         )
+
+
+def _tell_of_tuned(aligned: nn.Module) -> None:
+    """Say that the reference is itself a tuned model; `moorline tune` follows the chain instead."""
+    name = str(getattr(base_of(aligned).config, "_name_or_path", ""))
+    if name and Path(name, "run.json").is_file() and rank() == 0:
+        _log.warning(
+            "The reference is the model in %s, which a tuning wrote (run.json): what it unlearned "
+            "there is not held. Give the model from before that tuning as `reference_model`.", name,
+        )  # fmt: skip
 
 
 _Asked = list[tuple[list[int], list[int]]]
