@@ -50,9 +50,9 @@ class STRMixin(_Host):
 
     Logged beside `loss`, and with the prefix of the evaluation set there: `ce_loss` (the host's
     loss), `str/drift` (mean over positions), `str/weighted` (what was added) and `str/max_abs`
-    (largest move of one logit). In training also `ce_grad_norm` and `str/grad_norm`, the gradients
-    of loss and weighted drift at the last hidden states; with anchors `str/anchor_drift`; with a
-    budget `str/weight` and `str/anchor_weight`, which it found.
+    (largest move of one logit). In training also `ce_grad_norm` and `str/grad_norm`, norms of the
+    gradients of loss and weighted drift at the last hidden states; with anchors `str/anchor_drift`;
+    with a budget `str/weight` and `str/anchor_weight`, which it found.
 
     Args:
         *args: For the host trainer.
