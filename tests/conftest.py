@@ -16,9 +16,8 @@ import datasets
 import pytest
 import torch
 import transformers
-from helpers import BROWSER, TEMPLATE, WORDS, conversations
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from helpers import BROWSER, conversations, tiny_llama, word_tokenizer
+from transformers import set_seed
 
 from moorline import SafetyTokens
 from moorline.method.safety_tokens import tokenizer_fingerprint
@@ -41,16 +40,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    special = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>"]
-    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
-    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", eos_token="<end>", unk_token="<unk>",
-        additional_special_tokens=["<system>", "<user>", "<assistant>"], model_max_length=128,
-    )  # fmt: skip
-    made.chat_template = TEMPLATE
-    return made
+    return word_tokenizer()
 
 
 @pytest.fixture
@@ -59,14 +49,8 @@ def make_model(tokenizer):
 
     def make(*, tied: bool = False, seed: int = 0, dtype=torch.float32, **config):
         set_seed(seed)
-        settings = {
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "max_position_embeddings": 128, "tie_word_embeddings": tied,
-            "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
-            "bos_token_id": None, "initializer_range": 0.2, **config,
-        }  # fmt: skip
-        return LlamaForCausalLM(LlamaConfig(**settings)).to(dtype)
+        settings = {"max_position_embeddings": 128, "tie_word_embeddings": tied, **config}
+        return tiny_llama(len(tokenizer), **settings).to(dtype)
 
     return make
 

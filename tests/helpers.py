@@ -14,6 +14,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     DataCollatorForSeq2Seq,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -22,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from typer.testing import CliRunner
 
 import moorline
-from moorline import STRConfig, STRMixin, STRSettings, STRTrainer
+from moorline import STRConfig, STRMixin, STRSettings, STRTrainer, embedded
 from moorline.audit.measurements import Measurement
 from moorline.baselines import BaselineMixin, Materials, method_named
 from moorline.chat.chat_model import ChatModel
@@ -69,6 +71,49 @@ def conversations(num: int = 8, seed: int = 0, turns: int = 1) -> Dataset:
             ]
         rows.append({"messages": messages})
     return Dataset.from_list(rows)
+
+
+def word_tokenizer():
+    """A tokenizer of whole words between spaces, with `TEMPLATE`."""
+    special = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>"]
+    vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="<end>", unk_token="<unk>",
+        additional_special_tokens=["<system>", "<user>", "<assistant>"], model_max_length=128,
+    )  # fmt: skip
+    made.chat_template = TEMPLATE
+    return made
+
+
+def tiny_llama(vocab_size, **config):
+    """A random Llama of two layers for `word_tokenizer`: it proves plumbing, never quality."""
+    settings = {
+        "vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**{**settings, **config}))
+
+
+def anchors_at(folder, share):
+    """Settings of a training with anchors of its own, for a model that says words at random."""
+    path = folder / "anchors.jsonl"
+    prompts = [f"w{each} w{each + 3}" for each in range(10)]
+    path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
+    return {"str_anchors": str(path), "str_anchor_share": share}
+
+
+def embedded_prompts(path, num):
+    """A file of the first prompts of each embedded suite."""
+    rows = [
+        {"id": each.id, "prompt": each.prompt, "kind": each.kind, "category": each.category}
+        for suite in embedded.suites()
+        for each in suite.prompts[:num]
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def sentencepiece_like(texts, tail):
@@ -258,6 +303,11 @@ def moved(make_model):
     """A model whose adapter is not fresh, so that there is a drift from the first step on."""
     model = get_peft_model(make_model(), lora())
     torch.manual_seed(1)
+    return nudged(model)
+
+
+def nudged(model):
+    """The model, its LoRA moved away from nothing."""
     with torch.no_grad():
         for name, each in model.named_parameters():
             if "lora_B" in name:
@@ -287,6 +337,33 @@ def run_script(tmp_path, *words, processes=1):
     script = Path(__file__).parent / "run_host.py"
     launch([script, tmp_path / "log.json", *words], tmp_path, processes)
     return json.loads((tmp_path / "log.json").read_text())
+
+
+_UNTIL_KILLED = """
+import os, runpy, sys
+from moorline.method import cache_job, cache_shards, write_through
+count, original = 0, {target}
+def killed(*args, **kwargs):
+    global count
+    count += 1
+    if count > {after}:
+        os.kill(os.getpid(), 9)
+    return original(*args, **kwargs)
+{target} = killed
+sys.argv[0] = {script!r}
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def run_until_killed(tmp_path, *words, target, after):
+    """`run_host.py`, ended by the system when a function is called once too often."""
+    here = Path(__file__).parent
+    script = _UNTIL_KILLED.format(target=target, after=after, script=str(here / "run_host.py"))
+    return subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "log.json"), *map(str, words)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)])},
+    )  # fmt: skip
 
 
 def tune(flags, *more):

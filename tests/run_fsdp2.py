@@ -14,11 +14,10 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from helpers import TEMPLATE, WORDS, conversations
+from helpers import anchors_at, conversations, nudged, tiny_llama, word_tokenizer
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import set_seed
 
 from moorline import InputError, SafetyTokens, STRConfig, STRTrainer
 
@@ -54,19 +53,6 @@ def as_on_gpus() -> None:
     PartialState.__init__ = __init__
 
 
-def tokenizer_of_words():
-    names = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>", *WORDS]
-    plain = Tokenizer(
-        models.WordLevel({name: each for each, name in enumerate(names)}, unk_token="<unk>")
-    )
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
 def trainer_of(
     folder,
     tokenizer,
@@ -80,12 +66,7 @@ def trainer_of(
     **changes,
 ):
     set_seed(0)
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, pad_token_id=0,
-        eos_token_id=1, bos_token_id=None, tie_word_embeddings=tied,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = tiny_llama(len(tokenizer), tie_word_embeddings=tied)
     if only_first and int(os.environ.get("RANK", "0")) > 0:
         with torch.no_grad():
             for each in model.parameters():
@@ -95,18 +76,12 @@ def trainer_of(
             model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM",
                               exclude_modules=["lm_head"], **lora),
         )  # fmt: skip
-        with torch.no_grad():
-            for name, each in model.named_parameters():
-                if "lora_B" in name:
-                    each.add_(0.1 * torch.randn_like(each))
+        nudged(model)
     ids = (10, 17, 24, 31, 38)
     held = {"str_form": "logit", "str_anchors": "off", "str_weight": 2.0}
     if anchors:
         ids = tuple(range(6, 66))  # most of what it can say, so that its answers are refusals
-        path = folder / "anchors.jsonl"
-        prompts = [f"w{each} w{each + 3}" for each in range(10)]
-        path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
-        held |= {"str_anchors": str(path), "str_anchor_share": 0.5}
+        held |= anchors_at(folder, 0.5)
     if cache is not None:  # beside the folders of both launches, so that one reads the other's
         held |= {"str_cache_dir": str(folder.parent / cache)}
     reference = changes.pop("reference", "frozen_copy" if lora is None else "adapter_off")
@@ -157,7 +132,7 @@ def main():
     warnings.simplefilter("ignore")
     if world > 1:
         as_on_gpus()
-    found, tokenizer = {}, tokenizer_of_words()
+    found, tokenizer = {}, word_tokenizer()
     for case in cases:
         first = CASES[case].get("only_first", False)
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = str(first).lower()

@@ -12,11 +12,9 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
-from helpers import TEMPLATE, WORDS, conversations
+from helpers import anchors_at, conversations, nudged, tiny_llama, word_tokenizer
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import set_seed
 
 from moorline import SafetyTokens, STRConfig, STRTrainer
 from moorline.baselines import BaselineMixin, Materials, method_named
@@ -40,38 +38,15 @@ def main():
     cache_shards.MAX_ROWS = 2  # several shards, for several processes to share
     warnings.simplefilter("ignore")
     set_seed(0)
-    names = ["<pad>", "<end>", "<system>", "<user>", "<assistant>", "<unk>", *WORDS]
-    plain = Tokenizer(
-        models.WordLevel({name: each for each, name in enumerate(names)}, unk_token="<unk>")
-    )
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    config = LlamaConfig(
-        vocab_size=len(names), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2, pad_token_id=0,
-        eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
-    model = get_peft_model(
-        LlamaForCausalLM(config),
-        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-    with torch.no_grad():
-        for name, each in model.named_parameters():
-            if "lora_B" in name:
-                each.add_(0.1 * torch.randn_like(each))
+    tokenizer = word_tokenizer()
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = nudged(get_peft_model(tiny_llama(len(tokenizer)), adapter))
     ids = (10, 17, 24, 31, 38)
     held = {"str_form": "logit", "str_anchors": "off", "str_weight": 2.0}
     if words.anchors:
         ids = tuple(range(6, 66))  # most of what it can say, so that its answers are refusals
-        path = words.log.parent / "anchors.jsonl"
-        prompts = [f"w{each} w{each + 3}" for each in range(10)]
-        path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in prompts))
         held = {
-            "str_form": "logit", "str_budget": 0.2, "str_anchors": str(path),
-            "str_anchor_share": words.anchors,
+            "str_form": "logit", "str_budget": 0.2, **anchors_at(words.log.parent, words.anchors),
         }  # fmt: skip
     kind, more = STRTrainer, {}
     if words.method is not None:
@@ -91,8 +66,8 @@ def main():
             torch_compile_backend="aot_eager" if words.compile else None,
         ),
         safety_tokens=SafetyTokens(
-            ids=ids, strings=tuple(names[each] for each in ids), scores=(1.0,) * len(ids),
-            vocab_size=len(names),
+            ids=ids, strings=tuple(tokenizer.convert_ids_to_tokens(list(ids))),
+            scores=(1.0,) * len(ids), vocab_size=len(tokenizer),
         ),
         train_dataset=conversations(8),
         processing_class=tokenizer,

@@ -1,6 +1,8 @@
 """The documents: readable width, tests that exist under the names they are cited by."""
 
+import pkgutil
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,28 @@ def test_cited_tests_and_files_exist(page):
         assert f"def {name}(" in known, f"{page} cites {name}, which does not exist"
     for path in re.findall(r"`((?:tests|docs|benchmarks)/[\w/.-]+\.\w+)`", text):
         assert (ROOT / path).exists(), f"{page} cites {path}, which does not exist"
+
+
+def _is_there(place):
+    """Whether a place in our code, `audit.statistics.wilson` or `report/figures.py`, exists."""
+    if "/" in place:
+        return files("moorline").joinpath(place).is_file()
+    try:
+        pkgutil.resolve_name(f"moorline.{place}")
+    except (AttributeError, ModuleNotFoundError):
+        return False
+    return True
+
+
+def test_the_code_that_sources_name_is_there():
+    """A row named no code at all; others may name what was moved since."""
+    text = (ROOT / "SOURCES.md").read_text(encoding="utf-8")
+    folders = "|".join(each.name for each in files("moorline").iterdir() if each.is_dir())
+    places = re.findall(rf"`((?:{folders})[./][\w./]+)", text)
+    assert len(places) > 20
+    assert [each for each in places if not _is_there(each)] == []
+    for gone in ("audit.statistics.gone", "gone.statistics", "report/gone.py"):
+        assert not _is_there(gone)
 
 
 @pytest.mark.parametrize("path", sorted((*ROOT.glob("tests/hosts/*.txt"), *ROOT.glob("*.txt"))))

@@ -76,6 +76,19 @@ _CONTROL = re.compile(
 )
 
 
+def size_in_words(num_bytes: int) -> str:
+    """A size as people read it.
+
+    Example:
+        >>> size_in_words(700), size_in_words(230_000), size_in_words(12_500_000_000)
+        ('1 kB', '230 kB', '12.5 GB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.3g} {name}"
+    return f"{max(num_bytes / 1e3, 1):.0f} kB"
+
+
 def printable(text: str) -> str:
     r"""A text without what would steer the terminal that it is printed on.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
-from helpers import refused
+from helpers import embedded_prompts, refused
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
@@ -29,14 +29,7 @@ runner = CliRunner()
 
 @pytest.fixture
 def prompts_file(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    rows = [
-        {"id": each.id, "prompt": each.prompt, "kind": each.kind, "category": each.category}
-        for suite in embedded.suites()
-        for each in suite.prompts[:12]
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return embedded_prompts(tmp_path / "prompts.jsonl", 12)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers import launch, refused, runner
+from helpers import embedded_prompts, launch, refused, runner
 
 from moorline import InputError, PrerequisiteError, embedded
 from moorline.audit import AuditSettings, audit
@@ -18,14 +18,7 @@ TIMES = {"at", "seconds"}
 
 @pytest.fixture
 def prompts_file(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    rows = [
-        {"id": each.id, "prompt": each.prompt, "kind": each.kind, "category": each.category}
-        for suite in embedded.suites()
-        for each in suite.prompts[:7]
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return embedded_prompts(tmp_path / "prompts.jsonl", 7)
 
 
 def words_of(folder, prompts, *more):

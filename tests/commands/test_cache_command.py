@@ -56,3 +56,5 @@ def test_a_reference_that_runs_computes_no_cache(settings):
 def test_its_help_names_the_settings_of_tune():
     said = runner.invoke(app, ["cache", "--help"])
     assert "--str_cache_dir" in said.stdout
+    assert "Usage: moorline cache" in said.stdout
+    assert "Usage: moorline tune" not in said.stdout  # as it said

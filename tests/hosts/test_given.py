@@ -25,6 +25,12 @@ def test_what_is_given_is_read_and_what_is_not_keeps_its_default(tokens_file):
     assert found.safety_tokens.ids == (10, 17, 24, 31, 38)
 
 
+def test_a_bare_off_in_yaml_is_off(tokens_file):
+    """YAML reads it as false."""
+    found = given.read({"str_tokens": str(tokens_file), "str_form": "logit", "str_anchors": False})
+    assert found.settings.anchors == "off"
+
+
 def test_nothing_given_is_off_and_tokens_are_on():
     assert not given.is_on({"learning_rate": 1e-4, "str_weight": None})
     assert given.is_on({"str_tokens": "safety_tokens.json"})

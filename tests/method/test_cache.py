@@ -6,8 +6,6 @@ import logging
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from contextlib import nullcontext
@@ -25,6 +23,7 @@ from helpers import (
     moved,
     paper,
     run_script,
+    run_until_killed,
     settings,
     str_trainer,
     trained,
@@ -338,36 +337,10 @@ def test_shards_of_another_model_are_refused_without_their_manifest_too(
     build(0)  # the control: its own are taken
 
 
-KILLED = """
-import os, sys
-sys.path[:0] = {path!r}
-import moorline.method.cache_job as cache
-count = 0
-original = {target}
-def killed(*args, **kwargs):
-    global count
-    count += 1
-    if count > {after}:
-        os.kill(os.getpid(), 9)
-    return original(*args, **kwargs)
-{target} = killed
-sys.argv = ["run_host.py", *sys.argv[1:]]
-import runpy
-runpy.run_path({script!r}, run_name="__main__")
-"""
-
-
-def start(folder, target="cache._compute", after=10**6):
+def start(folder, target="cache_job._compute", after=10**6):
     """A run whose cache pass is killed after so many calls of a function."""
-    script = KILLED.format(
-        path=[str(Path(__file__).parents[1])], target=target, after=after,
-        script=str(Path(__file__).parents[1] / "run_host.py"),
-    )  # fmt: skip
-    words = ["--batch", "4", "--reference", "cached", "--cache-dir", str(folder)]
-    return subprocess.run(
-        [sys.executable, "-c", script, str(folder.parent / "log.json"), *words],
-        capture_output=True, text=True, check=False, cwd=folder.parent,
-    )  # fmt: skip
+    words = ["--batch", "4", "--reference", "cached", "--cache-dir", folder]
+    return run_until_killed(folder.parent, *words, target=target, after=after)
 
 
 @pytest.mark.long
@@ -376,9 +349,9 @@ def test_a_pass_that_was_killed_goes_on_and_ends_with_the_same_cache(tmp_path):
     assert start(tmp_path / "whole").returncode == 0
     # Within a shard, before a shard has its name, before its record is written.
     for target, after in (
-        ("cache._compute", 3),
-        ("cache.cache_shards.os.replace", 1),
-        ("cache.cache_shards.records.write", 2),
+        ("cache_job._compute", 3),
+        ("cache_shards.os.replace", 1),
+        ("cache_shards.records.write", 2),
     ):
         folder = tmp_path / f"{target}-{after}"
         assert start(folder, target, after).returncode == -9
@@ -409,15 +382,16 @@ def test_a_full_disk_is_told_and_leaves_the_old_cache_usable(run, rows, tmp_path
 def test_too_little_room_is_told_before_anything_is_computed(run, rows, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr("moorline.method.cache_job.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(PrerequisiteError, match=r"needs .* GB in .*are free"):
+    with pytest.raises(PrerequisiteError, match=r"needs \d+ kB in .* and 1 kB are free"):
         run(rows, "cached")
 
 
 def test_rows_and_bytes_are_told_before_they_are_spent(run, rows, caplog):
     with caplog.at_level(logging.WARNING, logger="moorline"):
         run(rows, "cached")
-    said = r"Reference cache: 8 rows with \d+ response tokens, .* GB in .*; this process has 8 rows"
-    assert re.search(said + r" to do, about \d+ s\.", caplog.text)
+    # As "0.00023 GB" and "about 0 s" it said nothing.
+    said = r"Reference cache: 8 rows with \d+ response tokens, \d+ kB in .*; this process has 8"
+    assert re.search(said + r" rows to do, about [1-9]\d* s\.", caplog.text)
 
 
 def test_what_cannot_be_cached_is_refused(make_model, rows, tokenizer, tokens, tmp_path):

@@ -99,6 +99,22 @@ def batch(tokenizer):
     return DataCollatorForSeq2Seq(tokenizer)(list(labelled(conversations(4), tokenizer)))
 
 
+def test_a_reference_that_a_tuning_wrote_is_told_of(make_model, tokens, tmp_path, caplog):
+    """A second training in Python was silently held to what the first had left."""
+    folder = tmp_path / "out"
+    make_model().save_pretrained(folder)
+    tuned = type(make_model()).from_pretrained(folder)
+    Regularizer(tuned, tokens, paper())
+    assert "which a tuning wrote" not in caplog.text
+    (folder / "run.json").write_text("{}")
+    for each in (tuned, get_peft_model(tuned, lora())):
+        Regularizer(each, tokens, paper())
+        assert f"The reference is the model in {folder}, which a tuning wrote" in caplog.text
+        caplog.clear()
+        Regularizer(each, tokens, paper(), make_model())
+        assert "which a tuning wrote" not in caplog.text
+
+
 def test_a_drift_of_exactly_zero_while_the_task_is_learned_stops_a_loop_of_ones_own(
     make_model, tokens, batch
 ):

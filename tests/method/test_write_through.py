@@ -3,15 +3,22 @@
 import gc
 import json
 import resource
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from helpers import conversations, lora, moved, run_script, settings, str_trainer, trained
+from helpers import (
+    conversations,
+    lora,
+    moved,
+    run_script,
+    run_until_killed,
+    settings,
+    str_trainer,
+    trained,
+)
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from moorline import InputError, PrerequisiteError, STRConfig, STRTrainer
@@ -186,48 +193,21 @@ def test_a_cache_of_something_else_is_refused_before_training_begins(run, rows):
     run(rows)
 
 
-KILLED = """
-import os, sys
-sys.path[:0] = {path!r}
-import moorline.method.write_through as of
-from moorline.method import cache_job, cache_shards
-count = 0
-original = {target}
-def killed(*args, **kwargs):
-    global count
-    count += 1
-    if count > {after}:
-        os.kill(os.getpid(), 9)
-    return original(*args, **kwargs)
-{target} = killed
-sys.argv = ["run_host.py", *sys.argv[1:]]
-import runpy
-runpy.run_path({script!r}, run_name="__main__")
-"""
-
-
-def start(folder, *words, target="of.WriteThrough.keep", after=10**6):
+def start(folder, *words, target="write_through.WriteThrough.keep", after=10**6):
     """Six steps, three epochs, each with a checkpoint; killed after so many calls."""
     folder.mkdir(exist_ok=True)
-    script = KILLED.format(
-        path=[str(Path(__file__).parents[1])], target=target, after=after,
-        script=str(Path(__file__).parents[1] / "run_host.py"),
-    )  # fmt: skip
     given = ["--batch", "4", "--steps", "6", "--save", "--reference", "write_through"]
-    given += ["--cache-dir", str(folder / "z0"), *words]
-    return subprocess.run(
-        [sys.executable, "-c", script, str(folder / "log.json"), *given],
-        capture_output=True, text=True, check=False, cwd=folder,
-    )  # fmt: skip
+    given += ["--cache-dir", folder / "z0", *words]
+    return run_until_killed(folder, *given, target=target, after=after)
 
 
 KILLS = {
-    "before a row is written": ("of.WriteThrough.keep", 0),
-    "in the epoch, with a checkpoint": ("of.WriteThrough.keep", 1),
+    "before a row is written": ("write_through.WriteThrough.keep", 0),
+    "in the epoch, with a checkpoint": ("write_through.WriteThrough.keep", 1),
     "before a shard has its name": ("cache_shards.os.replace", 4),
     "before its record": ("cache_shards.records.write", 2),
     "before the cache is finished": ("cache_job._finish", 0),
-    "in the second epoch": ("of.WriteThrough.read", 3),
+    "in the second epoch": ("write_through.WriteThrough.read", 3),
 }
 
 

@@ -32,18 +32,21 @@ class AuditSettings:
     """
 
     judges: Sequence[str | Judge] = ("keywords",)
-    """Names of judges, or your own; the first one's verdict is the outcome. The name
-    "refusal_mass" adds that measurement."""
+    """Names of judges, or your own; the first one's verdict is the outcome. Among the names are
+    "keywords", "keywords:gcg" and other published lists, "guard:llama-guard-3" and
+    "command:PROGRAM"; docs/judges.md has all. "refusal_mass" adds that measurement: how likely the
+    first token of an answer is one that opens a refusal."""
 
     conditions: Sequence[str | Condition] = ("plain",)
-    """Names of conditions, or your own."""
+    """How harmful prompts are put: "plain", "prefill" (the answer is begun for the model),
+    "forced-5" (with that many tokens of a compliant answer), "system", "sampled"; or your own."""
 
     metric: str = "exact_match"
-    """Metric of a task, a name of `metrics.METRICS`."""
+    """Metric of a task: "exact_match", "exact_match_strict", "choice" or "rouge_l"."""
 
     labels: Sequence[str] = ()
-    """Answers of the task that are off topic where help was asked for. Unset: the answers that a
-    task suite gives to a tenth or more of its prompts."""
+    """Right answers of the task ("positive", "negative") that count as broken where something else
+    was asked. Empty: the answers that are right for a tenth or more of a task's prompts."""
 
     max_new_tokens: int = 128
     """Longest answer in tokens, thoughts included."""
@@ -55,14 +58,15 @@ class AuditSettings:
     """Put before each prompt if given, but where a condition has its own."""
 
     thinking: str = "model"
-    """Whether a reasoning model thinks before it answers: as its template has it, or off where its
-    template takes `enable_thinking`."""
+    """Whether a reasoning model thinks before it answers: "model" as its template has it, or "off",
+    where its template takes `enable_thinking`."""
 
     limit: int | None = None
     """Prompts per suite, drawn with the seed; None for all."""
 
     by_category: bool = False
-    """Whether intervals take the prompts of one category for alike rather than independent."""
+    """Whether the prompts of one category may be alike, which widens the intervals. By default
+    every prompt counts as independent of the others."""
 
     seed: int = 0
     """Seed of what is drawn, and of bootstraps."""

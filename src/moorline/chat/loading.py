@@ -173,11 +173,11 @@ def load_chat_model(
         adapter: Folder of a PEFT adapter to put on it.
         tokenizer: Folder or hub id of the tokenizer; by default the adapter's own if its folder has
             one, or else the model's.
-        dtype: One of `DTYPES`.
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         revision: Branch, tag or commit on the hub.
         trust_remote_code: Whether code that comes with the model may run.
         device_map: Where its layers go, as accelerate has it ("auto"); by default one device.
-        quantization: One of `QUANTIZATIONS`.
+        quantization: "4bit" or "8bit", by bitsandbytes; None for neither.
 
     Raises:
         InputError: If a local folder lacks what a model needs, or an argument is none of the known.

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..chat.loading import check_model_folder
 from ..errors import InputError
 from ..method.cache import Manifest
+from ..provenance import size_in_words
 from .library_messages import quiet
 from .lineage import lineage_of
 from .tune import prepared
@@ -84,7 +85,7 @@ def summary(made: Sequence[Kept]) -> str:
     """What there is, and what reads it, for the terminal."""
     lines = [
         f"{each.folder}: {each.rows} rows, {each.positions} response tokens, "
-        f"{each.bytes / 1e9:.3g} GB, {each.dtype}."
+        f"{size_in_words(each.bytes)}, {each.dtype}."
         for each in made
     ]
     next_step = "Next: `moorline tune` with the same settings and --str_reference cached."

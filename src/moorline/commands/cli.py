@@ -69,7 +69,7 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Do the main job on the embedded model: mine, tune plainly and with STR, audit, report."""
+    """See it work on a tiny built-in model: mine, tune plainly and with STR, audit, report."""
     with framed(as_json=as_json) as print_json:
         from .demo import Demo, next_steps
         from .demo import demo as run
@@ -203,12 +203,13 @@ def tune(context: typer.Context, as_json: Json = False) -> None:
 
 @app.command(rich_help_panel=_TUNE, context_settings=_PASSED_ON)
 def cache(context: typer.Context, as_json: Json = False) -> None:
-    """Compute the reference of a data set ahead; the flags of `moorline tune`."""
+    """Run the aligned model over the data ahead of `moorline tune`; keeps its logits on disk."""
     if {"-h", "--help"} & set(context.args):
         from .tune_settings import HELP
 
         print("moorline cache takes the settings of `moorline tune`, and computes what it reads.\n")
-        print(HELP.replace("\n  moorline tune", "\n  moorline cache"), end="")
+        own = HELP.replace("Usage: moorline tune", "Usage: moorline cache")
+        print(own.replace("\n  moorline tune", "\n  moorline cache"), end="")
         return
     with framed(as_json=as_json) as print_json:
         logging.getLogger("moorline").info("Reading the settings.")
@@ -287,7 +288,7 @@ def merge(
 @app.command(rich_help_panel=_MEASURE)
 @options_of(Asked)
 def audit(asked: Asked, as_json: bool) -> None:
-    """Measure refusals, over-refusals, utility; writes audit.json and answers.jsonl."""
+    """Count what a model refuses, what it refuses needlessly, and how well it does its task."""
     with framed(as_json=as_json) as print_json:
         say(f"Auditing {asked.model}; loading the libraries ...")
         from transformers.utils import logging as transformers_logging
@@ -325,8 +326,8 @@ def compare(
             help="Folder for the files. Default: moorline-compare, or that of compare.json."
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="How many cells at a time.")] = 1,
-    engine: Annotated[str, typer.Option(help="What does them: processes or ray.")] = "processes",
+    workers: Annotated[int, typer.Option(help="How many cells (tuning and audit) at a time.")] = 1,
+    engine: Annotated[str, typer.Option(help="What runs cells: processes or ray.")] = "processes",
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster. Default: one on this machine.")
     ] = None,

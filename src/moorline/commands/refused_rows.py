@@ -62,8 +62,7 @@ def ask(trainer: Any, aligned: ChatModel) -> RefusedRows | None:
     contexts = {number: each for number in drawn if (each := _context(trainer, rows[number]))}
     if not contexts:
         return None
-    layers = adapters.adapter_layers(model)
-    with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
+    with adapters.aligned(model):
         found = aligned.answer_rows(list(contexts.values()), max_new_tokens=_LENGTH)
     prompts = aligned.tokenizer.batch_decode(list(contexts.values()), skip_special_tokens=True)
     verdicts = judge("keywords").verdicts(prompts, [each.text for each in found])

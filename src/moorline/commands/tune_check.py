@@ -7,7 +7,7 @@ from ..audit import Audit, AuditSettings, audit
 from ..audit.suites import Suite
 from ..chat.chat_model import ChatModel
 from ..errors import InputError
-from ..method.adapters import adapter_layers, adapters_off
+from ..method.adapters import aligned, is_adapted
 from ..trainer import STRTrainer
 from .anchors_file import check_apart
 from .default_suites import default_suites
@@ -45,9 +45,9 @@ def checked(trainer: STRTrainer, run: Run) -> Check | None:
     _log.info("Asking %d prompts of each kind.", num)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     chat = ChatModel(model, trainer.processing_class)  # pyright: ignore[reportArgumentType]
-    after, layers, before = _asked(chat, suites), adapter_layers(model), None
-    if layers:
-        with adapters_off(layers):
+    after, before = _asked(chat, suites), None
+    if is_adapted(model):
+        with aligned(model):
             before = _asked(chat, suites)
     refused, answered = after.rate("harmful", "refused"), after.rate("harmless", "complied")
     return Check(

@@ -119,8 +119,7 @@ def with_method(
     kind = method_named(config.method)
     if kind.by_trainer:
         return STRTrainer, {}, rows
-    layers = adapters.adapter_layers(chat.model)
-    with adapters.adapters_off(layers):
+    with adapters.aligned(chat.model):
         materials = Materials(
             chat=chat, tokens=tokens, file=config.method_file, base=config.method_base,
             seed=training.seed,
@@ -129,7 +128,7 @@ def with_method(
         rows = method.rows(rows)
     if kind.own_batches and training.str_reference == "auto":
         # no cache has the rows that the method brings
-        off = (bool(layers) or settings.model.use_peft) and not second
+        off = (adapters.is_adapted(chat.model) or settings.model.use_peft) and not second
         training.str_reference = "adapter_off" if off else "frozen_copy"
     config.method_strength = method.value
     symbol = "" if kind.strength is None else kind.strength.symbol

@@ -16,6 +16,9 @@ Usage: moorline tune --config FILE.yaml [--NAME VALUE ...]
 
 Fine-tune a chat model with its refusals held. Flags and YAML keys are those of `trl sft`, and ours.
 
+A refusal is made of a few tokens ("I", " sorry", " cannot"), the safety tokens. The aligned model,
+frozen, is the reference; the drift is how far their logits have moved from the reference's.
+
 Moorline
   --str_weight FLOAT             Weight of the drift beside the task loss; 0 measures without
                                  holding. [3, with other forms 10, where there is no budget]

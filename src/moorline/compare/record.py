@@ -26,11 +26,8 @@ class Of:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pooled(Of):
-    """One number over seeds and suites, of the test split."""
-
-    suite: str
-    """Of perplexity the file of rows; empty for numbers over all suites of a kind."""
+class _Number(Of):
+    """A number of the test split, with the fields of a `Spread`."""
 
     kind: str
     condition: str
@@ -45,22 +42,18 @@ class Pooled(Of):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contrast(Of):
-    """How one number differs from that of another method, prompt by prompt, on the test split."""
+class Pooled(_Number):
+    """One number over seeds and suites."""
+
+    suite: str
+    """Of perplexity the file of rows; empty for numbers over all suites of a kind."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast(_Number):
+    """How one number differs from another method's, prompt by prompt: this minus the other."""
 
     against: str
-    kind: str
-    condition: str
-    metric: str
-    seeds: int
-    num: int
-    prompts: int
-    value: float | None
-    """This minus the other."""
-
-    low: float | None
-    high: float | None
-    interval: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

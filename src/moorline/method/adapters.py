@@ -113,7 +113,7 @@ def check_same_base(
     """
     if before is None:
         return
-    with adapters_off(adapter_layers(model), frozen_beneath(model)):
+    with aligned(model):
         now = capture.probe(model, ids)
     if now is None:
         return
@@ -170,6 +170,17 @@ def adapters_off(layers: list[Any], kept: Collection[str] = ()) -> Iterator[None
             for name in names:
                 vars(layer).pop(name, None)
             vars(layer).update(found)
+
+
+@contextlib.contextmanager
+def aligned(model: Any, second: Any = None) -> Iterator[Any]:
+    """The aligned model for a while: `second`, or the model with its trained adapters off."""
+    if second is not None:
+        yield second
+        return
+    layers = adapter_layers(model)
+    with adapters_off(layers, frozen_beneath(model) if layers else ()):
+        yield model
 
 
 def weights_fingerprint(model: nn.Module, kept: Collection[str] = ()) -> str:

@@ -18,7 +18,6 @@ requests still pulls at its own prompts, and a kind of harm that no anchor is ab
 far as the model takes it for the same.
 """
 
-import hashlib
 import logging
 import math
 import re
@@ -209,53 +208,33 @@ def anchors_for(
     reference: Reference,
     rule: PositionRule,
 ) -> Anchors | None:
-    """The anchors of a training; None where 'auto' finds no way to have them, said in one line.
-
-    Args:
-        given: 'auto', or what `build_anchors` takes.
-        model: As for `build_anchors`, and so are the others.
-        tokenizer: None is fine for 'auto'.
-        tokens: The safety tokens.
-        reference: What gives z0.
-        rule: Which response positions count.
-
-    Raises:
-        InputError: Where `build_anchors` does, but for 'auto'.
-    """
-    if given != AUTO_ANCHORS:
-        return build_anchors(given, model, tokenizer, tokens, reference, rule)
-    try:
-        return build_anchors(BUILT_IN, model, tokenizer, tokens, reference, rule)
-    except Exception as error:  # a template or an architecture may refuse in words of its own
-        _log.warning("No anchors: %s", str(error).partition(". ")[0])
-        return None
-
-
-def build_anchors(
-    given: str,
-    model: nn.Module,
-    tokenizer: Any,
-    tokens: SafetyTokens,
-    reference: Reference,
-    rule: PositionRule,
-) -> Anchors:
     """The anchors of a training: prompts, the aligned model's own answers, and z0.
 
     Harmful prompts that the aligned model answers are left out, and harmless ones that it refuses:
     to hold it there would teach what it ought not to do.
 
     Args:
-        given: 'built-in', or a file of prompts (a column `prompt`, and `kind` if not all of them
-            are harmful).
+        given: 'built-in'; a file of prompts (a column `prompt`, and `kind` if not all of them are
+            harmful); or 'auto': the built-in ones if they can be had.
         model: The model in training, before it is wrapped for several devices.
         tokenizer: Its tokenizer, with a chat template.
         tokens: The safety tokens.
         reference: What gives z0; runs.
         rule: Which response positions count.
 
+    Returns:
+        None where 'auto' finds no way to have them, which is said in one line.
+
     Raises:
-        InputError: If there is no tokenizer, the file is not fit, or too few are refused.
+        InputError: If there is no tokenizer, the file is not fit, or too few are refused; but not
+            with 'auto'.
     """
+    if given == AUTO_ANCHORS:
+        try:
+            return anchors_for(BUILT_IN, model, tokenizer, tokens, reference, rule)
+        except Exception as error:  # a template or an architecture may refuse in words of its own
+            _log.warning("No anchors: %s", str(error).partition(". ")[0])
+            return None
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "`anchors` needs the model's tokenizer, with its chat template. Give `tokenizer` (to a "
@@ -270,9 +249,8 @@ def build_anchors(
     second = reference.model
 
     def made() -> Anchors:
-        aligned: Any = model if second is None else second.to(_device(model))
-        layers = adapters.adapter_layers(model) if second is None else []
-        with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
+        second_here = None if second is None else second.to(_device(model))
+        with adapters.aligned(model, second_here) as aligned:
             chat = ChatModel(aligned, tokenizer)
             fit = _fit(chat, anchor_prompts(given), given, set(tokens.ids))
             prompts, rows = zip(*fit, strict=True)
@@ -348,11 +326,6 @@ def _built_in(kind: Literal["harmful", "harmless"]) -> list[AnchorPrompt]:
     text = files("moorline.method").joinpath(f"anchor_prompts_{kind}.txt").read_text("utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [AnchorPrompt(each, kind) for each in lines]
-
-
-def fingerprint_of_prompt(prompt: str) -> str:
-    """What a prompt is known by, whatever its case, spaces and punctuation."""
-    return hashlib.blake2b(_plain(prompt).encode(), digest_size=16).hexdigest()
 
 
 def overlapping(anchors: Sequence[str], others: Iterable[str]) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import records
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError, PrerequisiteError, unknown_choice
-from ..provenance import now
+from ..provenance import now, size_in_words
 from . import cache, cache_shards
 from .cache import Cache, Collate, Manifest
 from .cache_plan import Plan
@@ -301,8 +301,9 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed - there > free:
         raise PrerequisiteError(
-            f"The reference cache needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB "
-            "are free. Free room, set `cache_dir`, or halve it with `cache_dtype` float16."
+            f"The reference cache needs {size_in_words(needed)} in {folder}, and "
+            f"{size_in_words(free)} are free. Free room, set `cache_dir`, or halve it with "
+            "`cache_dtype` float16."
         )
 
 
@@ -315,9 +316,9 @@ def _say_cost(work: _Work, rows: int) -> None:
     _compute(_fetched(job.dataset, chosen), job)
     seconds = (time.monotonic() - began) * rows / len(chosen)
     _log.warning(
-        "Reference cache: %d rows with %d response tokens, %.3g GB in %s; this process has %d rows "
-        "to do, about %.0f s.",
-        manifest.num_rows, manifest.num_positions, manifest.bytes / 1e9, folder, rows, seconds,
+        "Reference cache: %d rows with %d response tokens, %s in %s; this process has %d rows to "
+        "do, about %.0f s.", manifest.num_rows, manifest.num_positions,
+        size_in_words(manifest.bytes), folder, rows, max(seconds, 1),
     )  # fmt: skip
 
 

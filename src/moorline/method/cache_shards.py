@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import records
 from ..errors import InputError, PrerequisiteError
-from ..provenance import sha256_of
+from ..provenance import sha256_of, size_in_words
 from . import cache
 from .cache import Manifest, Shard
 
@@ -156,6 +156,6 @@ def not_written(path: Path, manifest: Manifest, error: OSError) -> PrerequisiteE
     """What to say of a shard that the disk did not take."""
     return PrerequisiteError(
         f"{path}: cannot be written ({error.strerror or error}). The cache needs "
-        f"{manifest.bytes / 1e9:.2f} GB; free room, or set `cache_dir` or "
+        f"{size_in_words(manifest.bytes)}; free room, or set `cache_dir` or "
         "`cache_dtype`. What is there already stays, and the next run resumes from it."
     )

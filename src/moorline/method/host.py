@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
 from ..processes import from_first
 from ..provenance import fingerprint
@@ -125,6 +128,18 @@ def adds_up_losses(trainer: "Trainer") -> bool:
     if scaled is not None:
         return scaled
     return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
+
+
+def positions_of_step(
+    trainer: "Trainer", regularizer: Regularizer, batches: Sequence[Mapping[str, Any]]
+) -> Tensor | int | None:
+    """The positions that count in a step, over all processes; None where the host's count holds."""
+    if regularizer.rule.first is None or not batches or "labels" not in batches[0]:
+        return None
+    counted = map(regularizer.positions, batches)
+    marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
+    rows = [{"labels": each, "shift_labels": each} for each in marked]
+    return trainer._get_num_items_in_batch(rows, trainer.args.device)  # pyright: ignore
 
 
 def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> WriteThrough | None:

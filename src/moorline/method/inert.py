@@ -8,6 +8,7 @@ learned, a drift that is no number. After it: a task that was not learned.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
+
+WITHOUT_DRIFT = (
+    "A training step was taken without the drift, so training would be unprotected: something "
+    "overrides `compute_loss` or `training_step` without calling the one above it. Call "
+    "`super().compute_loss(...)` there."
+)
 
 # measured on the embedded models: docs/reliability.md, "Protection that protects nothing"
 _LEAST_MASS = 1e-2
@@ -65,7 +72,7 @@ def check_refusals(
     Some rejection templates, and the reference's own answers, are read after two harmful prompts by
     the reference, and by the model where the reference does not begin to refuse. The first process
     looks for all. Where there is no tokenizer with a chat template, or the weights are not in
-    memory, nothing is looked at.
+    memory, nothing is looked at. A reference that was read from the folder of a tuning is told of.
 
     Args:
         model: The model in training, on which `capture.install` was called.
@@ -77,6 +84,7 @@ def check_refusals(
         InputError: If the safety tokens together get less than 0.01 at every token of all of these
             answers, or the model begins a refusal and the reference does not.
     """
+    _tell_of_tuned(model if reference.model is None else reference.model)
     weight = base_of(model).get_input_embeddings().weight
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return
@@ -84,9 +92,7 @@ def check_refusals(
         return
     second = reference.model
     origin = None if second is None else next(second.parameters()).device
-    aligned = model if second is None else second.to(weight.device)
-    layers = adapters.adapter_layers(model) if second is None else []
-    with adapters.adapters_off(layers, adapters.frozen_beneath(model) if layers else ()):
+    with adapters.aligned(model, None if second is None else second.to(weight.device)) as aligned:
         chat = ChatModel(aligned, tokenizer)
         asked = _asked(chat)
         its = _mass(aligned, [*asked, *_own(chat, asked)], chat.padding)
@@ -106,6 +112,16 @@ def check_refusals(
             "training would unlearn refusals. Were the two swapped? Give the aligned model as "
             "`reference_model`."
         )
+
+
+def _tell_of_tuned(aligned: nn.Module) -> None:
+    """Say that the reference is itself a tuned model; `moorline tune` follows the chain instead."""
+    name = str(getattr(base_of(aligned).config, "_name_or_path", ""))
+    if name and Path(name, "run.json").is_file() and rank() == 0:
+        _log.warning(
+            "The reference is the model in %s, which a tuning wrote (run.json): what it unlearned "
+            "there is not held. Give the model from before that tuning as `reference_model`.", name,
+        )  # fmt: skip
 
 
 _Asked = list[tuple[list[int], list[int]]]

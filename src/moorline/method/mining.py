@@ -89,31 +89,32 @@ def mine_safety_tokens(
 ) -> SafetyTokens:
     """Find the tokens by which an aligned model refuses, from rejection templates.
 
-    How they are chosen and ranked: see the top of this module. What it cannot see: refusals in
-    words, apostrophes or languages that no template has; a word of the user's task that refuses.
+    Templates ("I cannot help with that") are put after harmful prompts as the model's answers. A
+    token is kept where the model finds it likely and does not use it when it helps; the likelier
+    the model writes a template up to it, the better. The formulas stand at the top of this module.
+
+    What it cannot see: refusals in words or languages that no template has.
 
     Args:
         model: The aligned model, before any fine-tuning.
         tokenizer: Its tokenizer, with a chat template.
         max_tokens: How many tokens to keep at most, 1 or more.
-        templates: Rejection templates.
+        templates: Refusals, in full sentences.
         prompts: Requests that the model refuses.
-        harmless_prompts: Requests that the model answers; none switches that filter off.
-        min_score: Value of in_place below which a token is dropped, 0 to 1.
-        min_mass: Probability of beginning as a template does that is needed, 0 to 1.
-        min_contrast: Nats of contrast (`salience.py`) below which a token is dropped, 0 or more;
-            None drops none. The templates are then read after the harmless prompts too.
-        own_refusals: Whether the model's own refusals of `prompts` are templates as well: greedy
-            answers that begin as one of `templates` does.
+        harmless_prompts: Requests that it answers: tokens of the answers are dropped.
+        min_score: Least probability of a token at its place in a template, 0 to 1.
+        min_mass: Least probability that the model begins as a template does, 0 to 1.
+        min_contrast: Nats by which a token must tell harmful from harmless prompts, or None.
+        own_refusals: Whether the model's own refusals of `prompts` are templates as well.
         variants: Whether to add the same words with or without a space before, or a capital.
         batch_size: Answers in one forward call at most, 1 or more.
         progress: Called with the number of prompts done, harmful and harmless, and of all.
 
     Returns:
-        The tokens, best first, with how they were found.
+        The tokens, best first.
 
     Raises:
-        InputError: If there is no chat template, an argument is out of range, or no such refusal.
+        InputError: If an argument does not fit, or the model does not refuse in these words.
     """
     _check(max_tokens, batch_size, templates, prompts, harmless_prompts, min_contrast)
     chat = ChatModel(model, tokenizer)
@@ -133,8 +134,7 @@ def mine_safety_tokens(
         harmless = read(chat, harmless_prompts, templates, batch_size=batch_size, progress=tell)
         kept = _telling(kept, places(harmful, cells(harmless)), min_score, min_contrast)
     kept = kept[:max_tokens]
-    if variants:
-        kept += _variants(tokenizer, kept, used | special)
+    kept += _variants(tokenizer, kept, used | special) if variants else []
     return SafetyTokens(
         ids=tuple(kept),
         strings=tuple(str(tokenizer.decode([token])) for token in kept),

@@ -5,10 +5,8 @@ How the host divides its loss, when it logs and evaluates, and which data sets i
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from ..chat.conversation import IGNORED_LABEL
 from ..errors import InputError
 from . import capture
 from .cache import COLUMN, KEYS
@@ -19,10 +17,11 @@ from .host import (
     fitted,
     is_logged_next,
     keep_reference,
+    positions_of_step,
     tokenizer_of,
     training_plan,
 )  # fmt: skip
-from .inert import check_loss, warn_of_little
+from .inert import WITHOUT_DRIFT, check_loss, warn_of_little
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
@@ -46,18 +45,16 @@ class STRMixin(_Host):
             model, args, train_dataset=..., processing_class=tokenizer, safety_tokens=tokens,
         ).train()
 
-    The loss becomes CE + weight * drift, where CE is whatever the host computes and both are
-    divided by the same number of response tokens: over all micro-batches of the step and over all
-    processes. Rows in conflict (`conflicts.py`) add no CE and are counted in that number, so that
-    the others pull no harder for it.
+    The loss becomes CE + weight * drift, with anchors + anchor weight * anchor drift. CE is what
+    the host computes, less the rows in conflict (`conflicts.py`), and the drift is divided as CE
+    is: by the response tokens, those rows' too, of all micro-batches of the step and processes.
 
-    Logged beside `loss` at each logging step, and with the prefix of the evaluation set there:
-    `ce_loss` (the host's loss), `str/drift` (mean over positions), `str/weighted` (what was added
-    to the loss) and `str/max_abs` (largest difference of one logit). In training also
-    `ce_grad_norm` and `str/grad_norm`: norms of the gradients of the host's loss and of the
-    weighted drift, at the last hidden states, of the step that is logged; `str/skipped`, the share
-    of responses in conflict, where these are skipped; with anchors `str/anchor_drift`; and with a
-    budget `str/weight` and `str/anchor_weight`, which it found.
+    Logged beside `loss`, and with the prefix of the evaluation set there: `ce_loss` (the host's
+    loss), `str/drift` (mean over positions), `str/weighted` (what was added) and `str/max_abs`
+    (largest move of one logit). In training also `ce_grad_norm` and `str/grad_norm`, norms of the
+    gradients of loss and weighted drift at the last hidden states; `str/skipped`, the share of
+    responses in conflict; with anchors `str/anchor_drift`; with a budget `str/weight` and
+    `str/anchor_weight`, which it found.
 
     Args:
         *args: For the host trainer.
@@ -161,13 +158,7 @@ class STRMixin(_Host):
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._steps.begin(len(batches))
-        self._num_positions = None
-        if self.regularizer.rule.first is not None and batches and "labels" in batches[0]:
-            counted = map(self.regularizer.positions, batches)
-            marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
-            self._num_positions = self._get_num_items_in_batch(
-                [{"labels": each, "shift_labels": each} for each in marked], self.args.device
-            )
+        self._num_positions = positions_of_step(self, self.regularizer, batches)
         return batches, num_items
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -177,11 +168,7 @@ class STRMixin(_Host):
         before = self._tally["train"].num_batches
         loss = super().training_step(*args, **kwargs)
         if self._tally["train"].num_batches == before:
-            raise InputError(
-                "A training step was taken without the drift, so training would be unprotected: "
-                "something overrides `compute_loss` or `training_step` without calling the one "
-                "above it. Call `super().compute_loss(...)` there."
-            )
+            raise InputError(WITHOUT_DRIFT)
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

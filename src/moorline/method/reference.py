@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from ..chat.chat_model import evaluating
 from ..chat.loading import load
 from ..errors import InputError, unknown_choice
+from ..provenance import size_in_words
 from . import adapters, capture
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _chosen(model: nn.Module, plan: TrainingPlan, needs_copy: bool) -> tuple[str
     if not needs_copy:
         return running, "the adapter can be switched off, and each row is read about once"
     if (size := _bytes_of(model)) > _free_bytes(model) / 4:
-        return "cached", f"a frozen copy would take {size / 1e9:.1f} GB of memory"
+        return "cached", f"a frozen copy would take {size_in_words(size)} of memory"
     return running, "full fine-tuning, each row read about once, and memory for a copy"
 
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..processes import from_first
+from ..provenance import size_in_words
 from . import cache, cache_job, cache_shards
 from .cache import COLUMN, KEYS, Cache, Cached, Manifest
 from .cache_job import CacheJob
@@ -119,8 +120,9 @@ class WriteThrough(TrainerCallback):
         if found:
             self._is_kept = planned.among(cache.keys_in([folder / name for name in found]))
         _log.info(
-            "Reference cache: the first epoch fills %s, up to %.3g GB; %d of %d rows are there.",
-            folder, self._manifest.bytes / 1e9, int(self._is_kept.sum()), len(self._is_kept),
+            "Reference cache: the first epoch fills %s, up to %s; %d of %d rows are there.",
+            folder, size_in_words(self._manifest.bytes), int(self._is_kept.sum()),
+            len(self._is_kept),
         )  # fmt: skip
 
     def read(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
