@@ -1,6 +1,7 @@
 """Training prompts that the aligned model refuses are told of, and those it answers are not."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moorline import embedded, mine_safety_tokens
 from moorline.chat.chat_model import ChatModel
-from moorline.commands.refused_rows import SAMPLE, ask, tell
+from moorline.commands.refused_rows import SAMPLE, ask, sample, tell
 
 
 def rows_of(poison, num=40):
@@ -61,3 +62,11 @@ def test_the_run_file_says_how_many_were_asked(flags, tmp_path):
     assert run["refused_rows"]["asked"] == 12
     assert tune({**flags, "str_weight": 0, "output_dir": tmp_path / "plain"}).exit_code == 0
     assert json.loads((tmp_path / "plain" / "run.json").read_text())["refused_rows"] is None
+
+
+def test_the_sample_is_not_the_one_that_the_same_seed_mixed_the_rows_by():
+    """The 24 of 240 rows that `Random(0)` drew to be poisoned were all asked under seed 0."""
+    mixed = set(random.Random(0).sample(range(240), 24))
+    assert len(mixed & set(sample(240, 0))) < 12
+    assert sample(240, 0) == sample(240, 0) != sample(240, 1)
+    assert sample(3, 0) == [0, 1, 2]

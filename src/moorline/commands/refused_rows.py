@@ -57,8 +57,7 @@ def ask(trainer: Any, aligned: ChatModel) -> RefusedRows | None:
     is_whole = model.get_input_embeddings().weight.numel() and model.device.type != "meta"
     if not hasattr(rows, "__len__") or trainer.args.packing or not is_whole:
         return None
-    chance = random.Random(trainer.args.seed)
-    drawn = sorted(chance.sample(range(len(rows)), min(SAMPLE, len(rows))))
+    drawn = sample(len(rows), trainer.args.seed)
     contexts = {number: each for number in drawn if (each := _context(trainer, rows[number]))}
     if not contexts:
         return None
@@ -69,6 +68,13 @@ def ask(trainer: Any, aligned: ChatModel) -> RefusedRows | None:
     told = zip(contexts, verdicts, strict=True)
     refused = tuple(number for number, each in told if each.outcome == "refused")
     return RefusedRows(asked=len(contexts), rows=refused)
+
+
+def sample(num_rows: int, seed: int) -> list[int]:
+    """Numbers of the rows that are asked, in order."""
+    # not the numbers that whoever mixed the rows by this seed may have drawn
+    chance = random.Random(f"refused rows, {seed}")
+    return sorted(chance.sample(range(num_rows), min(SAMPLE, num_rows)))
 
 
 def tell(found: RefusedRows | None, *, skips: bool) -> None:

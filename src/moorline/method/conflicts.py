@@ -44,9 +44,9 @@ class Conflicts(NamedTuple):
     """Whether every response is in conflict. A mean over no token is no number: labels are then
     left as they are, and the loss is to be taken times 0."""
 
-    def skip(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def skip(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments of the model's call without the labels of these responses."""
-        return dict(inputs) if self.leaves_nothing else {**inputs, **self._masked(inputs)}
+        return inputs if self.leaves_nothing else {**inputs, **self._masked(inputs)}
 
     def skip_in_place(self, batch: MutableMapping[str, Any]) -> None:
         """The same in tensors of a host that takes its loss from labels of its own."""

@@ -19,6 +19,7 @@ from . import adapters, cache, cache_job, cache_plan, capture, penalty
 from .reference import TrainingPlan
 from .regularizer import Regularizer
 from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
+from .strength import num_readers
 from .write_through import Recorded, Target, WriteThrough
 
 if TYPE_CHECKING:
@@ -140,6 +141,25 @@ def positions_of_step(
     marked = [torch.where(each, 0, IGNORED_LABEL) for each in counted]
     rows = [{"labels": each, "shift_labels": each} for each in marked]
     return trainer._get_num_items_in_batch(rows, trainer.args.device)  # pyright: ignore
+
+
+def divided_by_host(
+    trainer: "Trainer", num_batches: int, divisor: Tensor | int | None
+) -> tuple[int, int]:
+    """What a batch's drift and its anchors are to be taken times, for what the host divides by.
+
+    Args:
+        trainer: The host.
+        num_batches: How many batches the step has.
+        divisor: What the host divides the loss of a batch by; None for its own tokens.
+    """
+    readers, times = num_readers(trainer), 1
+    if trainer.args.average_tokens_across_devices and divisor is not None:
+        # The divisor counts the tokens of every process, and DDP averages over processes.
+        times = readers
+    # Anchors are counted over all batches and processes; hosts may divide by both once more.
+    beside = 1 if adds_up_losses(trainer) else num_batches
+    return times, beside * (readers // times)
 
 
 def keep_reference(trainer: "Trainer", regularizer: Regularizer) -> WriteThrough | None:

@@ -11,9 +11,9 @@ from ..errors import InputError
 from . import capture
 from .cache import COLUMN, KEYS
 from .checkpoint import Settling, load_state, resumed
-from .conflicts import LABELS
 from .host import (
     adds_up_losses,
+    divided_by_host,
     fitted,
     is_logged_next,
     keep_reference,
@@ -25,7 +25,7 @@ from .inert import WITHOUT_DRIFT, check_loss, warn_of_little
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
 from .settings import STRSettings
-from .strength import StepCounter, num_readers
+from .strength import StepCounter
 from .tally import Tally, warn_if_moved, warn_of_gradients
 from .write_through import WriteThrough
 
@@ -109,9 +109,9 @@ class STRMixin(_Host):
     ) -> Any:
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
-        own = {name: each for name, each in inputs.items() if name not in (COLUMN, KEYS)}
-        if self.regularizer.skips_now():
-            own.update({name: own[name].clone() for name in LABELS if name in own})
+        own = self.regularizer.editable(
+            {name: each for name, each in inputs.items() if name not in (COLUMN, KEYS)}
+        )
         if self._filling is not None:
             inputs = self._filling.read(inputs)
         part = self._steps.part(self.state.global_step, self) if training else None
@@ -126,21 +126,15 @@ class STRMixin(_Host):
         if self._filling is not None and training:
             self._filling.keep(inputs)
         loss, outputs = result if return_outputs else (result, None)
-        if drift.conflicts is not None and drift.conflicts.leaves_nothing:
-            loss = 0 * loss
+        loss = drift.of_task(loss)
         if training and part is not None:
             if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
                 check_loss(loss, part.step + 1)
             self.regularizer.vigil.see(part.step, drift.sum, drift.num_measured, loss)
-        divisor, times = num_items_in_batch, 1
+        divisor = num_items_in_batch
         if self.regularizer.rule.first is not None and divisor is not None:
             divisor = self._num_positions if training else None
-        if self.args.average_tokens_across_devices and divisor is not None:
-            # The divisor counts the tokens of every process, and DDP averages over processes.
-            times = num_readers(self)
-        # Anchors are counted over all batches and processes; hosts may divide by both once more.
-        beside = 1 if adds_up_losses(self) else self._steps.num_batches
-        beside *= num_readers(self) // times
+        times, beside = divided_by_host(self, self._steps.num_batches, divisor)
         weighted = self.regularizer.weighted(drift, divisor, anchor_times=beside) * times
         tally = self._tally["train" if training else "eval"]
         share = 1 / part.num if part is not None and self.regularizer.anchors else None

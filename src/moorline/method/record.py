@@ -63,10 +63,9 @@ class Record:
         inputs = self.batch if self.reference.reads_batch else kwargs
         z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
         self.is_recorded, self.z0 = True, z0
-        kwargs = self._without_conflicts(kwargs, z0)
         exchange = capture.Exchange(z0, self.gradients)
         asked = {"safety_positions": self.positions, "safety_exchange": exchange}
-        return args, {**kwargs, **asked}
+        return args, {**self._without_conflicts(kwargs, z0), **asked}
 
     def _keep(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         if not self.is_recorded or self.difference is not None:
@@ -77,7 +76,7 @@ class Record:
             self.loss = own["loss"] = 0 * self.loss
         return own
 
-    def _without_conflicts(self, kwargs: dict[str, Any], z0: Tensor) -> dict[str, Any]:
+    def _without_conflicts(self, kwargs: Mapping[str, Any], z0: Tensor) -> Mapping[str, Any]:
         """The arguments of the model's call, with no labels where a row is in conflict."""
         if not self.regularizer.skips_now():
             return kwargs

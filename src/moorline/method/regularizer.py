@@ -14,7 +14,7 @@ from ..errors import InputError
 from . import adapters, capture, penalty
 from .anchors import BUILT_IN, Anchors, anchors_for
 from .cache import COLUMN, Cached
-from .conflicts import Conflicts
+from .conflicts import LABELS, Conflicts
 from .gradients import GradientNorms
 from .inert import OwnSteps, Vigil, check_anchors, check_finite, check_refusals
 from .positions import PositionRule, draw_rows, needed_part
@@ -58,6 +58,11 @@ class Drift:
 
     gradients: GradientNorms | None = None
     """Where asked for: norms of the gradients, there after the backward pass."""
+
+    def of_task(self, loss: Tensor) -> Tensor:
+        """The task's loss, which is 0 where every row of the batch is in conflict."""
+        leaves = self.conflicts is None or not self.conflicts.leaves_nothing
+        return loss if leaves else 0 * loss
 
 
 class Regularizer:
@@ -268,6 +273,11 @@ class Regularizer:
     def skips_now(self) -> bool:
         """Whether a call of the model now is without the labels of rows in conflict."""
         return self.settings.skips and torch.is_grad_enabled() and bool(self.model.training)
+
+    def editable(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch for `watch` to edit: with labels of its own, if any may be masked."""
+        names = LABELS.keys() & batch.keys() if self.skips_now() else ()
+        return {**batch, **{name: batch[name].clone() for name in names}}
 
     def weighted(
         self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1
