@@ -314,7 +314,11 @@ def _own_answers(
     contexts = [chat.render(each.prompt) for each in prompts]
     # On a terminal alone, and where it takes its time.
     with tqdm(total=len(contexts), desc="Anchors", delay=2, disable=None) as bar:
-        answers = chat.answer_rows(contexts, max_new_tokens=_LONGEST_REFUSAL, progress=bar.update)
+
+        def tell(num: int) -> None:
+            bar.update(num)
+
+        answers = chat.answer_rows(contexts, max_new_tokens=_LONGEST_REFUSAL, progress=tell)
     return [(one, list(its.ids)) for one, its in zip(contexts, answers, strict=True)]
 
 
