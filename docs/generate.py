@@ -1,10 +1,13 @@
-"""Pages made from the program: the command line from its parser, files from their types."""
+"""Pages made from the program: commands from its parser, files from types, errors from source."""
 
 import json
 import os
 from pathlib import Path
 
+import messages
 from typer.testing import CliRunner
+
+import moorline
 
 WIDTH = "80"
 """Of the help in columns: a wider one would be cut on a screen of 1280 pixels."""
@@ -52,6 +55,10 @@ def write(folder: Path) -> None:
     """Write the parts of pages into a folder; what is as it was is left alone."""
     folder.mkdir(parents=True, exist_ok=True)
     made = {"commands.md": commands(), **files()}
+    explained = Path(__file__).parent / "how-to" / "troubleshooting.md"
+    made["messages.md"] = messages.page(
+        Path(moorline.__file__).parent, explained.read_text(encoding="utf-8")
+    )
     shown = "### {0}\n\n```{{literalinclude}} /reference/generated/{0}\n:language: json\n```\n"
     listed = [shown.format(name) for name in made if name.endswith(".json")]
     made["schemas.md"] = "\n".join(listed)

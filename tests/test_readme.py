@@ -10,11 +10,12 @@ import torch
 import typer
 import yaml
 from datasets import Dataset
-from helpers import lora
+from helpers import lora, runner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from moorline import embedded
 from moorline.commands.cli import app
+from moorline.commands.tune_settings import parse
 from moorline.embedded import aligned_path
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -73,6 +74,40 @@ def test_a_command_has_the_flags_that_it_is_shown_with(line):
     shown = {word.partition("=")[0] for word in words if word.startswith("--")}
     if name != "tune":  # its flags are those of trl beside ours, read by another parser
         assert shown <= known, shown - known
+
+
+@pytest.mark.slow
+def test_the_three_commands_do_their_work_as_they_stand(tmp_path, monkeypatch):
+    """On our model and rows, one after another, with what each wrote for the next."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows(24)))
+    three = README.partition("## Your own model: three commands")[2].partition("Then:")[2]
+    lines = re.findall(r"^    (moorline [^\n]*)$", three, flags=re.MULTILINE)
+    assert [each.split()[1] for each in lines] == ["tune", "audit", "report"]
+    for line in lines:
+        words = shlex.split(line.replace("MODEL", aligned_path()))[1:]
+        result = runner.invoke(app, words)
+        # 3: a requirement is not met, of which so few steps on so few rows are no proof
+        assert result.exit_code in ((0, 3) if words[0] == "audit" else (0,)), result.output
+    for path in ("out/adapter_model.safetensors", "out/run.json", "moorline-audit/audit.json",
+                 "page/report.html"):  # fmt: skip
+        assert (tmp_path / path).is_file(), path
+
+
+ROWS_OF_TABLE = re.findall(r"^\| [^|]+ \| `(--[^|]*)` ?[^|]*\|$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("flags", ROWS_OF_TABLE)
+def test_every_row_of_the_table_of_flags_is_taken(flags, tmp_path):
+    (tmp_path / "FILE").write_text('{"prompt": "How do I rob a zoo?"}\n')
+    flags = flags.partition("`")[0].replace("FILE", str(tmp_path / "FILE")).replace("NAME", "kl")
+    words = ["--model_name_or_path", "MODEL", "--dataset_name", "rows.jsonl", "--use_peft",
+             "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    parse([*words, *shlex.split(flags)])
+
+
+def test_the_table_of_flags_is_found():
+    assert len(ROWS_OF_TABLE) >= 9
 
 
 def test_the_settings_file_is_read(tmp_path):

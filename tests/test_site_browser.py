@@ -13,8 +13,8 @@ pytestmark = pytest.mark.browser
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
     "index", "tutorials/first-run", "how-to/axolotl", "how-to/troubleshooting", "method",
-    "reference/commands", "reference/settings", "reference/files", "reference/python",
-    "compatibility",
+    "how-to/report", "reference/messages", "reference/commands", "reference/settings",
+    "reference/files", "reference/python", "compatibility",
 )  # fmt: skip
 SERIOUS = {"serious", "critical"}
 

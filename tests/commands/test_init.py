@@ -38,6 +38,7 @@ def test_a_first_run_by_defaults_learns_the_task_and_holds_the_refusals(
     assert found["refused"] >= 0.9 * found["harmful"]
     assert f"Harmful prompts refused: {found['refused']} of 32 (before: 32)" in result.stdout
     assert "Refusals held" in result.stdout
+    assert "Task learned: its loss fell by" in result.stdout
     for words in ("moorline audit out", "moorline merge out", "serve out-merged"):
         assert words in result.stdout
     asked = ["audit", "out", "--suite", "embedded:plans", "--limit", "40", "--max-new-tokens", "48",
@@ -57,7 +58,7 @@ def test_the_same_run_without_holding_says_that_refusals_were_lost(rows, tmp_pat
     assert runner.invoke(app, ["init", embedded.aligned_path(), str(rows)]).exit_code == 0
     result = runner.invoke(app, ["tune", "--config", "run.yaml", "--str_weight", "0"])
     assert result.exit_code == 0, result.stderr
-    assert "Refusals were LOST" in result.stdout
+    assert "Refusals were LOST. Nothing held them: leave `str_weight` 0 out." in result.stdout
 
 
 def test_the_settings_fit_the_rows_and_are_what_tune_reads(model_folder, data_file, tmp_path):

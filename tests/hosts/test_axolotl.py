@@ -11,10 +11,13 @@ os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from helpers import conversations, labelled, recorded, replayed
 from peft import PeftModel
 
-from moorline import InputError
+from moorline import InputError, mine_safety_tokens
+from moorline.chat.loading import load_chat_model
+from moorline.embedded import aligned_path, training_rows
 from moorline.hosts import given
 
 pytest.importorskip("axolotl", reason="runs in the environment of `make test-hosts`")
@@ -38,7 +41,9 @@ def settings(model_folder, tokens_file, tokenizer, tmp_path):
     rows.write_text("".join(json.dumps(row) + "\n" for row in prepared))
     return {
         "base_model": str(model_folder), "plugins": [PLUGIN], "str_tokens": str(tokens_file),
-        "str_weight": 2.0, "datasets": [{"path": str(rows), "ds_type": "json", "type": None}],
+        # a tiny random model refuses nothing, so that it has no anchors; `off` is False in YAML
+        "str_weight": 2.0, "str_form": "logit", "str_anchors": False,
+        "datasets": [{"path": str(rows), "ds_type": "json", "type": None}],
         "dataset_prepared_path": str(tmp_path / "prepared"), "output_dir": str(tmp_path / "out"),
         "sequence_len": 64, "micro_batch_size": 2, "gradient_accumulation_steps": 2,
         "max_steps": 2, "learning_rate": 0.01, "optimizer": "adamw_torch",
@@ -99,6 +104,38 @@ def test_axolotl_trains_as_the_plain_trainer_with_the_mixin_does(
     for name, each in trainer.model.named_parameters():
         if each.requires_grad:
             assert torch.allclose(each, weights[name], atol=1e-6), name
+
+
+def test_the_default_holds_by_its_anchors_as_the_plain_trainer_does(settings, tmp_path):
+    """Form kl with anchors, by the tokens alone: of a model that refuses."""
+    chat = load_chat_model(aligned_path())
+    mine_safety_tokens(chat.model, chat.tokenizer).save(tmp_path / "mined.json")
+    rows = Dataset.from_list(training_rows("plans", num=32))
+    (tmp_path / "labelled.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in labelled(rows, chat.tokenizer))
+    )
+    left_out = ("str_weight", "str_form", "str_anchors", "special_tokens")
+    default = {key: each for key, each in settings.items() if key not in left_out}
+    changes = {"base_model": aligned_path(), "str_tokens": str(tmp_path / "mined.json")}
+    default |= {**changes, "sequence_len": 128, "str_reference": "adapter_off"}
+    trainer = built(default, tmp_path)
+    assert trainer.regularizer.settings.form == "kl"
+    assert len(trainer.regularizer.anchors) > 32
+    trainer.model.save_pretrained(tmp_path / "adapter")
+    batches = recorded(trainer)
+    log = trained_by_axolotl(trainer)
+    found = given.read(default)
+    model = PeftModel.from_pretrained(chat.model, tmp_path / "adapter", is_trainable=True)
+    _, other = replayed(
+        model, batches, {"safety_tokens": found.safety_tokens, "settings": found.settings,
+                         "processing_class": chat.tokenizer}, trainer.args, tmp_path,
+    )  # fmt: skip
+    assert log[1]["str/drift"] > 0
+    assert log[1]["str/anchor_drift"] > 0
+    for mine, plain in zip(log, other, strict=True):
+        for key in ("loss", "ce_loss", "str/drift", "str/anchor_drift", "str/weighted"):
+            # 1e-4: the drift is a small number, and the host sums in another order
+            assert float(mine[key]) == pytest.approx(plain[key], rel=1e-4, abs=1e-9), key
 
 
 def move(model):

@@ -12,7 +12,9 @@ import yaml
 from helpers import conversations, recorded, replayed
 from peft import PeftModel
 
-from moorline import InputError
+from moorline import InputError, mine_safety_tokens
+from moorline.chat.loading import load_chat_model
+from moorline.embedded import aligned_path, training_rows
 from moorline.hosts import given
 
 pytest.importorskip("swift", reason="runs in the environment of `make test-hosts`")
@@ -31,7 +33,9 @@ def flags(model_folder, tokens_file, tmp_path, monkeypatch):
     rows.write_text("".join(json.dumps(row) + "\n" for row in conversations(24)))
     plugin = tmp_path / "moorline_swift.py"
     plugin.write_text("import moorline.hosts.ms_swift\n")
-    write_settings(tmp_path, monkeypatch, str_tokens=str(tokens_file), str_weight=2.0)
+    # a tiny random model refuses nothing, so that it has no anchors; `off` is False in YAML
+    own = {"str_weight": 2.0, "str_form": "logit", "str_anchors": False}
+    write_settings(tmp_path, monkeypatch, str_tokens=str(tokens_file), **own)
     return {
         "model": str(model_folder), "model_type": "llama", "template": "dummy",
         "template_backend": "jinja", "dataset": str(rows), "output_dir": str(tmp_path / "out"),
@@ -105,6 +109,37 @@ def test_ms_swift_trains_as_the_plain_trainer_with_the_mixin_does(
     for name, each in trainer.model.named_parameters():
         if each.requires_grad:
             assert torch.allclose(each, weights[name], atol=1e-6), name
+
+
+def test_the_default_holds_by_its_anchors_as_the_plain_trainer_does(flags, tmp_path, monkeypatch):
+    """Form kl with anchors, by the tokens alone: of a model that refuses."""
+    chat = load_chat_model(aligned_path())
+    mine_safety_tokens(chat.model, chat.tokenizer).save(tmp_path / "mined.json")
+    write_settings(tmp_path, monkeypatch, str_tokens=str(tmp_path / "mined.json"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in training_rows("plans", num=24)))
+    batches, adapter = [], tmp_path / "adapter"
+
+    def before(trainer):
+        trainer.model.save_pretrained(adapter)
+        batches.append(recorded(trainer))
+
+    default = {**flags, "model": aligned_path(), "max_length": 128}
+    trainer, log = run(default, monkeypatch, before)
+    assert trainer.regularizer.settings.form == "kl"
+    assert len(trainer.regularizer.anchors) > 32
+    found = given.read(ms_swift.settings_file())
+    model = PeftModel.from_pretrained(chat.model, adapter, is_trainable=True)
+    _, other = replayed(
+        model, batches[0], {"safety_tokens": found.safety_tokens, "settings": found.settings,
+                            "processing_class": chat.tokenizer}, trainer.args, tmp_path,
+    )  # fmt: skip
+    assert log[1]["str/drift"] > 0
+    assert log[1]["str/anchor_drift"] > 0
+    for mine, plain in zip(log, other, strict=True):
+        for key in ("loss", "ce_loss", "str/drift", "str/anchor_drift", "str/weighted"):
+            # 1e-4: the drift is a small number; ms-swift rounds its log
+            assert float(mine[key]) == pytest.approx(plain[key], rel=1e-4, abs=1e-7), key
 
 
 def allow_padding_free(self):

@@ -1024,6 +1024,24 @@ def test_the_card_says_the_aligned_model_that_was_the_reference(tmp_path):
     assert ModelCard(text).data.base_model == "org/aligned"
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"str_form": "logit"}, "squared difference of the logits of the safety tokens"),
+     ({"str_form": "kl", "str_anchors": "auto"}, "the KL divergence from the frozen aligned model"),
+     ({"str_form": "kl", "str_anchors": "auto"}, "| anchors | `auto` |"),
+     ({"str_form": "logprob", "str_weight": None, "str_budget": 0.2}, "| budget | `0.2` |"),
+     ({"str_weight": 0.0}, "plainly: nothing was held (weight 0)"),
+     ({"method": "sbr", "method_strength": 2.0}, "by the method `sbr` at strength `2.0`, without")],
+)  # fmt: skip
+def test_the_card_says_what_was_held_and_by_what(settings, said, tmp_path):
+    """It said of every form, and of no holding at all, that logits were held."""
+    folder = write_run(tmp_path / "held")
+    _damage(folder, "run.json", lambda value: value["settings"].update(settings))
+    text = write_card(folder).read_text(encoding="utf-8")
+    assert said in text
+    assert ("of the logits of" in text) == (settings.get("str_form") == "logit")
+
+
 def test_the_card_has_the_rates_of_an_audit_in_another_folder(tmp_path):
     folders = _split(tmp_path)
     words = ["report", *map(str, folders), "--output", str(tmp_path / "page"), "--card"]

@@ -227,7 +227,6 @@ def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
             f"{why} More prompts (--limit) or seeds (--seed) would tell.",
         )
     return (
-        f"Take none of these ({held.word}). Try --str_anchors built-in, a larger weight, or a "
-        "smaller learning rate.",
+        f"Take none of these ({held.word}). Try a larger weight, or a smaller learning rate.",
         why,
     )

@@ -5,7 +5,6 @@
 In order: settings, output folder, data, model, safety tokens, training, files.
 """
 
-import gc
 import logging
 import os
 import time
@@ -15,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PrinterCallback,
     ProgressCallback,
-    TrainerCallback,
 )
 
 from ..chat.chat_model import ChatModel
@@ -51,9 +48,11 @@ from . import refused_rows
 from .anchors_file import write_anchors
 from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
+from .phases import TrainingLine, phase
 from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
 from .training_data import read_training_data, split_of
 from .tune_check import checked
+from .tune_end import leave_the_group, push
 from .tune_method import with_method
 from .tune_settings import Settings, is_plain, parse
 
@@ -143,7 +142,7 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress())
+    trainer.add_callback(TrainingLine())
     link = Link(
         output_dir=str(output.resolve()),
         fingerprint=known_as,
@@ -219,21 +218,9 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         if run.settings["log_files"]:
             log_files(output, run.settings["log_files"])
     if args.push_to_hub:
-        trainer.push_to_hub(dataset_name=run.chain[-1].dataset)
-    _leave_the_group(trainer)
+        push(trainer, output, run.chain[-1].dataset)
+    leave_the_group(trainer)
     return run
-
-
-def _leave_the_group(trainer: STRTrainer) -> None:
-    """End what the processes share, the DDP wrapper before their group.
-
-    Freed after its group, it takes the group's threads along while it holds Python's lock, for
-    which one of these may wait: the process never ends (seen with torch 2.13 and gloo).
-    """
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.free_memory()
-    gc.collect()
-    trainer.accelerator.end_training()
 
 
 def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) -> None:
@@ -261,31 +248,6 @@ def _log_of(trainer: STRTrainer) -> tuple[Mapping[str, Any], ...]:
         {key: value if is_plain(value) else None for key, value in entry.items()}
         for entry in trainer.state.log_history
     )
-
-
-class _Progress(TrainerCallback):
-    """One line for the training: steps, task loss and drift."""
-
-    _bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        hidden = args.disable_tqdm or not state.is_world_process_zero
-        self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, unit=" steps", disable=hidden
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
-        if state.global_step in (1, state.max_steps):  # for the first and last figures of the run
-            control.should_log = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self._bar is not None and logs and "ce_loss" in logs:
-            drift = logs.get("str/drift", 0.0)
-            self._bar.set_postfix_str(f"task loss {logs['ce_loss']:.3g}, drift {drift:.2g}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()
 
 
 def _tokenizer(settings: Settings, train_rows: Any) -> Any:
@@ -367,7 +329,8 @@ def _safety_tokens(
     found = lineage.safety_tokens(str(earlier) if given is None and resumes else given)
     if found is None:
         _log.info("Mining safety tokens from %s.", model.config._name_or_path)
-        return from_first(lambda: mine_safety_tokens(model, tokenizer))
+        with phase("Mining", hidden=training.disable_tqdm) as tell:
+            return from_first(lambda: mine_safety_tokens(model, tokenizer, progress=tell))
     if resumes and tokens_fingerprint(SafetyTokens.load(earlier)) != tokens_fingerprint(found):
         raise InputError(
             f"`str_tokens` {given} are other tokens than those that the run in {output} holds. "

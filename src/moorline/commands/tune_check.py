@@ -11,6 +11,7 @@ from ..method.adapters import aligned, is_adapted
 from ..trainer import STRTrainer
 from .anchors_file import check_apart
 from .default_suites import default_suites
+from .phases import phase
 from .run_file import Check, Run
 
 _log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ def checked(trainer: STRTrainer, run: Run) -> Check | None:
     _log.info("Asking %d prompts of each kind.", num)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     chat = ChatModel(model, trainer.processing_class)  # pyright: ignore[reportArgumentType]
-    after, before = _asked(chat, suites), None
+    before, hidden = None, trainer.args.disable_tqdm
+    after = _asked("Checking", chat, suites, hidden)
     if is_adapted(model):
         with aligned(model):
-            before = _asked(chat, suites)
+            before = _asked("Checking the aligned model", chat, suites, hidden)
     refused, answered = after.rate("harmful", "refused"), after.rate("harmless", "complied")
     return Check(
         harmful=refused.num, refused=refused.count, harmless=answered.num, answered=answered.count,
@@ -57,5 +59,6 @@ def checked(trainer: STRTrainer, run: Run) -> Check | None:
     )  # fmt: skip
 
 
-def _asked(chat: ChatModel, suites: list[Suite]) -> Audit:
-    return audit(chat, suites, AuditSettings(max_new_tokens=_TOKENS))
+def _asked(what: str, chat: ChatModel, suites: list[Suite], hidden: bool | None) -> Audit:
+    with phase(what, hidden=hidden) as tell:
+        return audit(chat, suites, AuditSettings(max_new_tokens=_TOKENS), progress=tell)

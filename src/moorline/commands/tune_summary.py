@@ -1,17 +1,19 @@
 """What a finished tuning says at its end: files, figures, what was kept, and what to do next."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..method.inert import task_losses
 from .run_file import TOKENS, Run
 
 _MUCH = 0.1  # a fall of the refusals that a glance must not miss
+_HARDLY, _WELL = 0.1, 0.5  # falls of the task loss
 
 
 def _figures(run: Run) -> tuple[list[float], list[float]]:
     """Task loss and drift at each logged step."""
     logged = [entry for entry in run.log if entry.get("ce_loss") is not None]
-    return [each["ce_loss"] for each in logged], [each["str/drift"] or 0.0 for each in logged]
+    return task_losses(run.log), [each["str/drift"] or 0.0 for each in logged]
 
 
 _UNITS = {
@@ -41,7 +43,7 @@ def summary(run: Run) -> str:
             f"{100 * sum(shares) / len(shares):.1f} % of the responses were not learned: the "
             "aligned model would refuse there (`str_conflicts`)."
         )
-    lines += _kept(run)
+    lines += [*_learned(losses), *_kept(run)]
     served = f"{output.rstrip('/')}-merged" if adapted else output
     lines += ["Next:", f"  moorline audit {output} --against {run.base.name}"]
     if adapted:
@@ -50,6 +52,18 @@ def summary(run: Run) -> str:
         lines.append(f"  moorline tune --model_name_or_path {output} ...  # the next task")
     lines.append(f"  vllm serve {served}  # or: transformers serve {served}")
     return "\n".join(lines)
+
+
+def _learned(losses: Sequence[float]) -> Iterator[str]:
+    """Whether the task was learned, as far as its loss can tell."""
+    if len(losses) < 2 or losses[0] <= 0:
+        return
+    fell = 1 - losses[-1] / losses[0]
+    if fell < _HARDLY:
+        yield "The task was hardly learned. Raise `learning_rate` or `num_train_epochs`."
+    else:
+        how = "Task learned" if fell >= _WELL else "Task learned in part"
+        yield f"{how}: its loss fell by {100 * fell:.0f} %. Prompts with answers tell more."
 
 
 def _kept(run: Run) -> Iterator[str]:
@@ -66,5 +80,17 @@ def _kept(run: Run) -> Iterator[str]:
         yield (
             "Refusals held; a full audit says how surely."
             if lost <= _MUCH
-            else "Refusals were LOST. Raise `str_weight`, or add --str_anchors built-in."
+            else f"Refusals were LOST. {_remedy(run)}"
         )
+
+
+def _remedy(run: Run) -> str:
+    """What would hold them, of what this run did without."""
+    settings = run.settings
+    if settings["method"] != "str":
+        return "Raise `method_strength`, or take `--method str`."
+    if settings.get("str_weight") == 0:
+        return "Nothing held them: leave `str_weight` 0 out."
+    if settings.get("str_anchors") in ("off", False):
+        return "Add --str_anchors built-in, or raise `str_weight`."
+    return "Raise `str_weight`, or lower `learning_rate`."

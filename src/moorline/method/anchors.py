@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..chat.chat_model import ChatModel, evaluating, in_batches
 from ..errors import InputError
@@ -289,7 +290,13 @@ def _own_answers(
 ) -> list[tuple[list[int], list[int]]]:
     """Prompts as the model reads them, with its greedy answers."""
     contexts = [chat.render(each.prompt) for each in prompts]
-    answers = chat.answer_rows(contexts, max_new_tokens=_LONGEST_REFUSAL)
+    # On a terminal alone, and where it takes its time.
+    with tqdm(total=len(contexts), desc="Anchors", delay=2, disable=None) as bar:
+
+        def tell(num: int) -> None:
+            bar.update(num)
+
+        answers = chat.answer_rows(contexts, max_new_tokens=_LONGEST_REFUSAL, progress=tell)
     return [(one, list(its.ids)) for one, its in zip(contexts, answers, strict=True)]
 
 

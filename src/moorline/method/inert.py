@@ -313,6 +313,17 @@ class OwnSteps:
         return 0 if self._weight is None else int(self._weight._version)
 
 
+def task_losses(log: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The task's loss at each logged step in which something was learned, by what was learned.
+
+    Rows in conflict add nothing to the loss and are counted in its divisor, so that it falls where
+    more of them are drawn.
+    """
+    logged = [each for each in log if each.get("ce_loss") is not None]
+    pairs = ((each["ce_loss"], 1 - each.get("str/skipped", 0.0)) for each in logged)
+    return [loss / share for loss, share in pairs if share > 0]
+
+
 def warn_of_little(log: Sequence[Mapping[str, Any]], learning_rate: float | None) -> None:
     """Warn of a run that proves nothing: the task is not learned, or nothing had to be held.
 
@@ -322,9 +333,7 @@ def warn_of_little(log: Sequence[Mapping[str, Any]], learning_rate: float | None
     """
     logged = [each for each in log if each.get("ce_loss") is not None]
     learned = [1 - each.get("str/skipped", 0.0) for each in logged]
-    losses = [
-        each["ce_loss"] / share for each, share in zip(logged, learned, strict=True) if share > 0
-    ]
+    losses = task_losses(log)
     if learned and sum(learned) < _LEARNED * len(learned):
         _log.warning(
             "%.0f %% of the responses were not learned, since the aligned model would refuse "
