@@ -51,7 +51,7 @@ def _file(name: str, content: bytes) -> Path:
 def _answers(content: bytes) -> None:
     _file("answers.jsonl", content)
     _file("audit.json", b'{"schema": 2, "status": "running", "fingerprint": "a", "at": "now"}')
-    Store(_FOLDER, "a")
+    list(Store(_FOLDER, "a").there())
 
 
 def _tables(content: bytes) -> None:
