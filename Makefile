@@ -6,6 +6,7 @@
 #             oldest supported versions; make test-hosts Axolotl and ms-swift, in .hosts/
 # make docs   the site in docs/_build/html, its notebooks run; no network
 # make stress kills, bad input, hostile text, properties: one line a class, under an hour
+# make fuzz   the readers of files, guided by coverage, for an hour
 # make check  formatting, types, floors
 # make setup  the environment in .venv, at once the second time
 
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test test-fast test-long test-browser test-tools test-wheel test-oldest test-hosts stress docs wheel check format models clean
+.PHONY: setup demo test test-fast test-long test-browser test-tools test-wheel test-oldest test-hosts stress fuzz docs wheel check format models clean
 
 setup: $(STAMP)
 
@@ -76,6 +77,11 @@ test-browser: $(STAMP)
 # Kills five jobs again and again; then the tests of bad input, hostile text and properties.
 stress: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stress.py --kills 60 --minutes 45 --pytest $(STRESS)
+
+# Every reader of files from outside, guided by coverage: an hour of processor time in all.
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/fuzz/readers.py --atheris --minutes 60 $(FUZZ)
 
 # Each host in an environment of its own, with the versions that it pins.
 test-hosts: $(STAMP)

@@ -27,6 +27,13 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
+if "MOORLINE_EXAMPLES" in os.environ:  # as `make stress` asks
+    import hypothesis
+
+    many = int(os.environ["MOORLINE_EXAMPLES"])
+    hypothesis.settings.register_profile("many", max_examples=many, deadline=None)
+    hypothesis.settings.load_profile("many")
+
 datasets.disable_progress_bars()
 transformers.logging.disable_progress_bar()
 

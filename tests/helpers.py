@@ -38,6 +38,12 @@ from moorline.trainer import make_parser
 
 runner = CliRunner()
 
+
+def examples(num: int) -> int:
+    """How many examples of a property are tried; `make stress` asks for more."""
+    return int(os.environ.get("MOORLINE_EXAMPLES", num))
+
+
 BROWSER = Path(__file__).parents[1] / ".browser"
 """Where axe-core is, and where screenshots go."""
 

@@ -127,7 +127,7 @@ SETTINGS = (
     "tokens.json", "--use_peft", "--lora_target_modules", "all-linear", "--lora_r", "4",
     "--lora_dropout", "0", "--learning_rate", "0.01", "--optim", "sgd", "--bf16", "false",
     "--use_cpu", "--logging_steps", "1", "--report_to", "none", "--disable_tqdm", "true",
-    "--save_strategy", "no", "--str_form", "logit", "--str_anchors", "off",
+    "--save_strategy", "no",
 )  # fmt: skip
 
 
@@ -150,15 +150,19 @@ def one(model_and_rows):
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_processes_equal_one_through_the_command_line(processes, one, model_and_rows):
-    """By plain gradients: AdamW divides rounding by its own size."""
+    """The default form with its anchors, of which a step of four rows has one.
+
+    By plain gradients: AdamW divides rounding by its own size.
+    """
     assert len(one) == 20
-    assert one[-1]["str/drift"] > 1e-3, "the model moves"
+    assert one[-1]["str/drift"] > 1e-4, "the model moves"
+    assert one[-1]["str/anchor_drift"] > 1e-3, "and is held at anchors"
     several, said = tune(model_and_rows, processes)
     assert said.count("Next:") == said.count("Reading the settings") == 1, "the first speaks"
     for mine, other in zip(several, one, strict=True):
-        # float32, and what training makes of its rounding: 2e-7 and 1e-5 were measured
-        for key, allowed in (("loss", 1e-6), ("grad_norm", 2e-5)):
-            assert mine[key] == pytest.approx(other[key], rel=allowed), (processes, key)
+        # float32, and what training makes of its rounding: 2e-7 and 3e-7 were measured
+        for key in ("loss", "grad_norm"):
+            assert mine[key] == pytest.approx(other[key], rel=1e-5), (processes, key)
 
 
 def test_no_ddp_wrapper_outlives_its_group(model_and_rows):

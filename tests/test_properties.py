@@ -4,6 +4,7 @@ import json
 
 import pytest
 from fuzz.readers import TARGETS, read, seeds
+from helpers import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +17,9 @@ from moorline.method.positions import PositionRule
 from moorline.records import parse, write
 
 FIXED = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+    deadline=None, max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

@@ -129,12 +129,17 @@ def fingerprint(parts: Iterable[str]) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all: into a neighbour first, then renamed over `path`."""
+    write_lines(path, [text])
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write a text file as `write_text` does, its lines, with their ends, as they come."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines(lines)
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp makes private files; what we write is meant to be read by others too.

@@ -354,6 +354,10 @@ def test_vllm_is_asked_the_same_way(monkeypatch, loaded):
     assert VLLM("model").generate([[1]], max_new_tokens=1) == [
         Completion("I cannot help with that.", truncated=False, ids=(1, 2))
     ]
+    assert told["tensor_parallel_size"] == 1
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)  # of which four heads fill two
+    VLLM(embedded.aligned_path())
+    assert told["tensor_parallel_size"] == 2
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(PrerequisiteError, match="pip install vllm"):
         VLLM("model")

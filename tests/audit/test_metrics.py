@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from helpers import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from moorline.audit.metrics import (
 )
 from moorline.errors import InputError
 
-LAW = settings(deadline=None, derandomize=True, database=None, max_examples=100)
+LAW = settings(deadline=None, derandomize=True, database=None, max_examples=examples(100))
 
 
 def test_metrics_are_known_by_their_names():

@@ -6,6 +6,7 @@ from math import comb, sqrt
 
 import numpy as np
 import pytest
+from helpers import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -27,7 +28,7 @@ from moorline.errors import InputError
 Z = 1.959963984540054  # the 97.5th percentile of the normal distribution
 ROUNDED = 1e-9  # of the ends, as floats
 
-LAW = settings(deadline=None, derandomize=True, database=None, max_examples=60)
+LAW = settings(deadline=None, derandomize=True, database=None, max_examples=examples(60))
 
 
 def _wilson(count, num):

@@ -1,14 +1,17 @@
 """Fuzz what reads files from outside: any bytes are read, or refused in our words.
 
-    python tests/fuzz/readers.py [--minutes 60] [--target NAME] [--seed 0]
+    python tests/fuzz/readers.py [--minutes 60] [--target NAME] [--seed 0] [--atheris --kept DIR]
 
-With atheris (libFuzzer, guided by coverage) where it is installed, for one target at a time; else
-bytes of the corpus are changed at random. The corpus in `corpus/` is kept: what was ever found goes
-there, and `tests/test_properties.py` reads all of it.
+With `--atheris` (libFuzzer, guided by coverage) one target after the other, each input that reached
+something new kept in DIR; else bytes of the corpus are changed at random. Minutes are of processor
+time. The corpus in `corpus/` is kept: what was ever found goes there, and
+`tests/test_properties.py` reads all of it.
 """
 
 import argparse
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -51,7 +54,7 @@ def _file(name: str, content: bytes) -> Path:
 def _answers(content: bytes) -> None:
     _file("answers.jsonl", content)
     _file("audit.json", b'{"schema": 2, "status": "running", "fingerprint": "a", "at": "now"}')
-    Store(_FOLDER, "a")
+    list(Store(_FOLDER, "a").there())
 
 
 def _tables(content: bytes) -> None:
@@ -127,8 +130,8 @@ def changed(content: bytes, chance: random.Random, others: list[bytes]) -> bytes
 def by_chance(target: str, seconds: float, seed: int) -> int:
     """Change the corpus at random for a while; how many inputs were read."""
     chance, pool, num = random.Random(f"{seed} {target}"), seeds(target), 0
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
         content = changed(chance.choice(pool), chance, pool)
         num += 1
         try:
@@ -143,16 +146,27 @@ def by_chance(target: str, seconds: float, seed: int) -> int:
     return num
 
 
-def guided(target: str, seconds: float) -> None:
-    """The same by libFuzzer."""
+def guided(target: str, seconds: float, kept: Path) -> None:
+    """The same by libFuzzer, which goes on from what it kept; what gets out ends it."""
     import atheris
 
-    kept = tempfile.mkdtemp(prefix=f"moorline-fuzz-{target}-")  # too many to be kept for good
-    words = [
-        sys.argv[0], f"-max_total_time={int(seconds)}", "-max_len=20000", "-timeout=60",
-        f"-artifact_prefix={CORPUS}/{target}-found-", kept, str(CORPUS),
-    ]  # fmt: skip
-    atheris.Setup(words, lambda content: read(target, content))
+    began, num = time.process_time(), 0
+    kept.mkdir(parents=True, exist_ok=True)
+    for index, content in enumerate(seeds(target)):
+        (kept / f"seed-{index}").write_bytes(content)
+
+    def one(content: bytes) -> None:
+        nonlocal num
+        num += 1
+        read(target, content)
+        spent = time.process_time() - began
+        if spent > seconds:
+            print(f"{target:<10} {num:>9} inputs, nothing uncaught, {spent:.0f} s", flush=True)
+            os._exit(0)  # libFuzzer counts seconds of the clock alone
+
+    words = [sys.argv[0], "-max_len=20000", "-timeout=300", "-rss_limit_mb=4096",
+             f"-artifact_prefix={CORPUS}/{target}-found-", str(kept)]  # fmt: skip
+    atheris.Setup(words, one)
     atheris.Fuzz()
 
 
@@ -162,10 +176,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--target", choices=sorted(TARGETS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--atheris", action="store_true", help="guided; one target")
+    parser.add_argument("--atheris", action="store_true", help="guided by coverage")
+    parser.add_argument("--kept", type=Path, help="folder of what libFuzzer keeps; a new one")
     asked = parser.parse_args()
+    if asked.atheris and asked.target is None:  # libFuzzer ends its process: one for each
+        for name in sorted(TARGETS):
+            words = ["--target", name, "--minutes", str(asked.minutes / len(TARGETS))]
+            kept = ["--kept", str(asked.kept / name)] if asked.kept else []
+            subprocess.run([sys.executable, __file__, "--atheris", *words, *kept], check=True)
+        return
     if asked.atheris:
-        guided(asked.target or "tokens", 60 * asked.minutes)
+        kept = asked.kept or Path(tempfile.mkdtemp(prefix="moorline-fuzz-kept-"))
+        guided(asked.target, 60 * asked.minutes, kept)
         return
     names = [asked.target] if asked.target else sorted(TARGETS)
     for name in names:

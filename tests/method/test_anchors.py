@@ -106,9 +106,10 @@ def test_anchors_count_the_same_in_every_layout_of_a_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", ["0.5", pytest.param("0.25", marks=pytest.mark.long)])
+@pytest.mark.parametrize("share", ["0.5", "0.25"])
 def test_two_processes_hold_the_anchors_that_one_holds(share, tmp_path):
-    """At 0.25 a step has one anchor for two processes: one without hung in DDP."""
+    """At 0.25 a step has one anchor for two processes: one without hung in DDP, then read one
+    more, so that two processes were held by twice as many."""
     found = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -117,8 +118,6 @@ def test_two_processes_hold_the_anchors_that_one_holds(share, tmp_path):
         found.append(run_script(folder, *words, processes=processes))
     one, two = found
     assert min(one["str/anchor_drift"], two["str/anchor_drift"]) > 1e-2
-    if share == "0.25":
-        return  # two processes read two anchors where one reads one
     for key in ("loss", "grad_norm", "str/drift", "str/anchor_drift", "str/weight"):
         assert two[key] == pytest.approx(one[key], rel=1e-4), key
 

@@ -1,8 +1,10 @@
 """Which checkpoints are whole: a run that is killed while it writes one leaves a torn one."""
 
+import json
 import logging
 
 import pytest
+from helpers import lora, str_trainer
 
 from moorline import InputError
 from moorline.method.checkpoint import STATE, resumed, whole_checkpoints
@@ -50,3 +52,60 @@ def test_without_a_whole_one_nothing_is_resumed(tmp_path):
         resumed(True, str(tmp_path), with_state=False)
     for given in (None, False, "some/folder"):
         assert resumed(given, str(tmp_path), with_state=False) is given
+
+
+@pytest.fixture
+def build(make_model, rows, tokenizer, tokens, tmp_path):
+    """A function that builds a trainer over one output folder."""
+
+    def made(**changes):
+        return str_trainer(
+            make_model(), rows, tokenizer, tokens, tmp_path, lora(),
+            **{"max_steps": 2, "save_strategy": "steps", "save_steps": 1, **changes},
+        )  # fmt: skip
+
+    return made
+
+
+def resumes(trainer, tmp_path, caplog):
+    """What is said where a trainer goes on from the first step."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="moorline.method.checkpoint"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert trainer.state.global_step == 2
+    of = "moorline.method.checkpoint"
+    return "\n".join(each.getMessage() for each in caplog.records if each.name == of)
+
+
+def test_a_checkpoint_of_another_form_is_refused(build, tmp_path, caplog):
+    """It went on with the new default: the second half of a run was held by something else."""
+    build(str_form="logprob").train()
+    state = json.loads((tmp_path / "out" / "checkpoint-1" / STATE).read_text())
+    assert state == {"held": {"form": "logprob", "weight": 10.0, "positions": "all"}}
+    for form in ("logit", "kl"):
+        with pytest.raises(InputError, match="`form` 'logprob', and this one has"):
+            resumes(build(str_form=form, str_weight=10.0), tmp_path, caplog)
+    # the controls: the same form, and a run that holds nothing
+    assert resumes(build(str_form="logprob"), tmp_path, caplog) == ""
+    assert "`weight` was 10.0 and is 0.0" in resumes(build(str_weight=0.0), tmp_path, caplog)
+
+
+def test_another_weight_or_other_positions_are_told(build, tmp_path, caplog):
+    build().train()
+    said = resumes(build(str_weight=3.0, str_positions="first:2"), tmp_path, caplog)
+    assert "checkpoint-1 is resumed with other settings: `weight` was 10.0 and is 3.0; " in said
+    assert "`positions` was 'all' and is 'first:2'" in said
+
+
+@pytest.mark.parametrize("old", [None, {}, {"held": 3}, {"held": {"form": "logit"}}])
+def test_a_checkpoint_that_does_not_say_its_form_is_told_by_name(old, build, tmp_path, caplog):
+    """Those of earlier versions have no state without a budget."""
+    build().train()
+    path = tmp_path / "out" / "checkpoint-1" / STATE
+    path.unlink()
+    if old is not None:
+        path.write_text(json.dumps(old))
+    said = resumes(build(), tmp_path, caplog)
+    assert "checkpoint-1 does not say by which form" in said
+    assert "goes on with `form` 'logit' at `weight` 10.0" in said
+    assert resumes(build(str_weight=0.0), tmp_path, caplog) == "", "nothing is held"

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from helpers import examples
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,7 +38,7 @@ LAW = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=60,
+    max_examples=examples(60),
     phases=[Phase.explicit, Phase.generate],
 )
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from helpers import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -177,7 +178,7 @@ def test_a_set_that_differs_in_one_field_is_another():
     assert _tokens() != _tokens(tokenizer_fingerprint="ab")
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
+@settings(deadline=None, derandomize=True, max_examples=examples(50))
 @given(
     entries=st.lists(
         st.tuples(

@@ -5,9 +5,10 @@ found = audit(load_chat_model("out"), read_suites("prompts.jsonl"), folder="audi
 print(found.measurement("attack_success_rate"))
 """
 
+from .answers import Answer
 from .comparing import compare
 from .conditions import Condition
-from .findings import Answer, Audit
+from .findings import Audit
 from .judges import Judge, Verdict
 from .measurements import Comparison, Gate, Measurement
 from .run import audit

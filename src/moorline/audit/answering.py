@@ -2,22 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
-from ..chat.chat_model import ChatModel, Completion, Generator, in_batches
+from ..chat.chat_model import ChatModel, Completion, Generator
 from ..errors import InputError, PrerequisiteError
 from ..method.safety_tokens import tokenizer_fingerprint
 from ..processes import WHOLE, Share, from_all
 from ..provenance import as_json, fingerprint, now
 from ..records import parse, read, write
-from .conditions import Condition, opening_ids
+from ..spool import Spool
+from .conditions import opening_ids
+from .questions import Key, Numbers, Question, Replies, Reply
 from .settings import AuditSettings
-from .suites import Prompt, Suite
+from .suites import Suite
 from .thoughts import opened_by, thinks
 
 SCHEMA = 2
@@ -26,7 +32,7 @@ SCHEMA = 2
 FAILED = "the server failed: "
 """Begins the reason of an answer that a server did not give: it is asked for again."""
 
-_Key = tuple[str, str, str, int]
+_AT_ONCE = 4096  # replies that processes give one another at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,37 +58,6 @@ class _Kept:
     truncated: bool
     reason: str = ""
     """Of the outcome, in a finished file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One prompt under one condition, once."""
-
-    suite: Suite
-    prompt: Prompt
-    condition: Condition
-    draw: int
-
-    @property
-    def key(self) -> _Key:
-        """What its answer is found by: suite, id, condition, draw."""
-        return (self.suite.name, self.prompt.id, self.condition.name, self.draw)
-
-    @property
-    def opening(self) -> str:
-        """The text that the condition takes the start of the answer from."""
-        return self.condition.opening(self.prompt.opener)
-
-
-class Reply(NamedTuple):
-    """What came back to a question."""
-
-    text: str
-    """With what the template and the condition put at its start."""
-
-    truncated: bool
-    unasked: str | None = None
-    """Why the question was not put; None if it was."""
 
 
 def check_folder(folder: Path) -> None:
@@ -118,8 +93,8 @@ class Store:
     """
 
     def __init__(self, folder: Path | None, known_by: str, process: int = 0) -> None:
-        self.found: dict[_Key, Reply] = {}
         self._path = None if folder is None else folder / "answers.jsonl"
+        self._there: list[Path] = []
         self._torn = ""  # what ends a line that a killed run left half written
         if folder is None or self._path is None:
             return
@@ -145,29 +120,45 @@ class Store:
                 "prompts or settings). Give another folder."
             )
         whole, self._path = self._path, _part(folder, process)
-        for path in filter(Path.is_file, (whole, *parts_of(folder))):
-            # Not `splitlines`: an answer may hold other ends of lines, such as U+2028.
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            for each in filter(None, map(_kept, lines)):
-                key = (each.suite, each.id, each.condition, each.draw)
-                if not each.reason.startswith(FAILED):
-                    self.found[key] = Reply(each.answer, each.truncated)
-            if path == self._path:
-                self._torn = "\n" if lines[-1] else ""
+        self._there = [*filter(Path.is_file, (whole, *parts_of(folder)))]
+        if self._path in self._there:
+            with self._path.open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, size - 1))
+                self._torn = "\n" if stream.read() not in (b"", b"\n") else ""
 
-    def add(self, questions: Sequence[Question], replies: Sequence[Reply]) -> None:
-        """Keep the answers of a batch that are not there yet."""
+    def there(self) -> Iterator[tuple[Key, Reply]]:
+        """The answers that are there already, read as they are asked for."""
+        for path in self._there:
+            # As bytes: an answer may hold other ends of lines, such as U+2028.
+            with path.open("rb") as stream:
+                for each in filter(None, map(_kept, stream)):
+                    if not each.reason.startswith(FAILED):
+                        key = (each.suite, each.id, each.condition, each.draw)
+                        yield key, Reply(each.answer, each.truncated)
+
+    def replies_to(self, questions: Sequence[Question]) -> Replies:
+        """What is there already to some questions."""
+        found, numbers = Replies(len(questions)), None
+        for key, reply in self.there():
+            numbers = numbers or Numbers(questions)
+            number = numbers.of(key)
+            if number is not None:
+                found.add([number], [reply])
+        return found
+
+    def add(self, questions: Iterable[Question], replies: Iterable[Reply]) -> None:
+        """Keep new answers: on disk, if there is a folder."""
+        if self._path is None:
+            return
         lines = []
         for question, each in zip(questions, replies, strict=True):
-            if question.key not in self.found:
-                self.found[question.key] = each
-                kept = asdict(_Kept(*question.key, each.text, each.truncated))
-                del kept["reason"]  # nobody has judged it
-                lines.append(as_json(kept))
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(self._torn + "".join(lines))
-            self._torn = ""
+            kept = asdict(_Kept(*question.key, each.text, each.truncated))
+            del kept["reason"]  # nobody has judged it
+            lines.append(as_json(kept))
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(self._torn + "".join(lines))
+        self._torn = ""
 
 
 def _part(folder: Path, process: int) -> Path:
@@ -179,10 +170,11 @@ def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("answers-*.part.jsonl"))
 
 
-def _kept(line: str) -> _Kept | None:
+def _kept(line: bytes) -> _Kept | None:
     """One line of `answers.jsonl`; None if it is damaged."""
     try:
-        return parse(_Kept, json.loads(line), "", remedy="", others=True)
+        value = json.loads(line.decode(errors="replace"))
+        return parse(_Kept, value, "", remedy="", others=True)
     except (ValueError, RecursionError):
         return None
 
@@ -232,7 +224,7 @@ def answered(
     *,
     progress: Callable[[int, int], None] | None,
     share: Share = WHOLE,
-) -> list[Reply]:
+) -> Replies:
     """The reply to every question, in order.
 
     Args:
@@ -244,30 +236,47 @@ def answered(
         progress: Called with the number of answers there are, and of all that are asked for here.
         share: Which of the batches this process answers; the others' answers come from them.
     """
-    put = [_put(each, chat, settings) for each in questions]
-    every = enumerate(_batches(put, settings))
-    mine = [each for index, each in every if share.has(index)]
-    done, total = 0, len(questions) if share == WHOLE else sum(len(each) for _, each in mine)
-    for number, batch in mine:
+    replies, rows = store.replies_to(questions), _Rows(questions, chat, settings)
+
+    def mine() -> Iterator[tuple[int, list[int]]]:
+        every = enumerate(rows.batches(settings))
+        return (each for index, each in every if share.has(index))
+
+    done, total = 0, len(questions)
+    if share != WHOLE:
+        total = sum(len(each) for _, each in mine())
+    for number, batch in mine():
         # A batch is answered as a whole, as in a run that was not stopped: what is padded how far
         # can change the last digit of a logit. Answers that are there already stay.
-        if any(each.question.key not in store.found for each in batch):
-            replies = _replies(number, batch, chat, engine, settings.seed)
-            store.add([each.question for each in batch], replies)
+        new = [each for each in batch if not replies.has(each)]
+        if new:
+            put, asked = [rows[each] for each in batch], [questions[each] for each in batch]
+            temperature = asked[0].condition.temperature
+            found = _replies(number, temperature, put, chat, engine, settings.seed)
+            fresh = dict(zip(batch, found, strict=True))
+            store.add((questions[each] for each in new), (fresh[each] for each in new))
+            replies.add(new, (fresh[each] for each in new))
         done += len(batch)
         if progress is not None:
             progress(done, total)
     if share != WHOLE:
-        keys = [each.question.key for _, batch in mine for each in batch]
-        for each in from_all({key: store.found[key] for key in keys}):
-            store.found.update(each)
-    return [each.unasked or store.found[each.question.key] for each in put]
+        _share_out(replies, (each for _, batch in mine() for each in batch), total)
+    for number in rows.unasked():
+        replies.add([number], [rows.why(number)])
+    return replies
+
+
+def _share_out(replies: Replies, numbers: Iterator[int], total: int) -> None:
+    """Give every process the replies of all, some at a time."""
+    for _ in range(-(-max(from_all(total)) // _AT_ONCE)):
+        some = {each: replies[each] for each in islice(numbers, _AT_ONCE)}
+        for each in from_all(some):
+            replies.add(each, each.values())
 
 
 class _Put(NamedTuple):
     """A question as the model reads it."""
 
-    question: Question
     row: list[int]
     """The prompt with the opening of the answer."""
 
@@ -278,18 +287,54 @@ class _Put(NamedTuple):
     longest: int
     """Most tokens that the answer may have."""
 
-    @property
-    def temperature(self) -> float:
-        return self.question.condition.temperature
 
-    @property
-    def unasked(self) -> Reply | None:
+class _Rows:
+    """Every question as the model reads it, on disk; in memory how long each is."""
+
+    def __init__(
+        self, questions: Sequence[Question], chat: ChatModel, settings: AuditSettings
+    ) -> None:
+        self._kept: Spool[_Put] = Spool(list, lambda of: _Put(*of))
+        lengths, longest, heat = array("i"), array("i"), array("H")
+        self._heats: dict[float, int] = {}
+        for each in questions:
+            put = _put(each, chat, settings)
+            self._kept.append(put)
+            lengths.append(len(put.row))
+            longest.append(put.longest)
+            temperature = each.condition.temperature
+            heat.append(self._heats.setdefault(temperature, len(self._heats)))
+        self._lengths, self._longest = np.array(lengths), np.array(longest)
+        self._heat = np.array(heat)
+
+    def __getitem__(self, number: int) -> _Put:
+        return self._kept[number]
+
+    def unasked(self) -> list[int]:
+        """The questions that the context has no room for."""
+        return np.flatnonzero(self._longest <= 0).tolist()
+
+    def why(self, number: int) -> Reply:
         """What stands in place of an answer where the context has no room for one."""
-        if self.longest > 0:
-            return None
-        room = len(self.row) + self.longest
-        why = f"its {len(self.row)} tokens leave no room for an answer in the model's {room}"
+        length, longest = int(self._lengths[number]), int(self._longest[number])
+        why = f"its {length} tokens leave no room for an answer in the model's {length + longest}"
         return Reply("", truncated=False, unasked=why)
+
+    def batches(self, settings: AuditSettings) -> Iterator[tuple[int, list[int]]]:
+        """Number and questions of each batch: of like length, numbered anew for each temperature.
+
+        A question that would meet the end of the model's context is asked alone.
+        """
+        size = settings.batch_size
+        for temperature in sorted(self._heats):
+            of = self._heat == self._heats[temperature]
+            rest = np.flatnonzero(of & (self._longest == settings.max_new_tokens))
+            tight = of & (self._longest > 0) & (self._longest < settings.max_new_tokens)
+            order = rest[np.argsort(self._lengths[rest], kind="stable")]
+            together = (order[first : first + size] for first in range(0, len(order), size))
+            alone = np.flatnonzero(tight)
+            every = chain((each.tolist() for each in together), ([int(each)] for each in alone))
+            yield from enumerate(every)
 
 
 def _put(question: Question, chat: ChatModel, settings: AuditSettings) -> _Put:
@@ -300,27 +345,14 @@ def _put(question: Question, chat: ChatModel, settings: AuditSettings) -> _Put:
     row, longest = [*prompt, *opening], settings.max_new_tokens
     if chat.context_length is not None:
         longest = min(longest, chat.context_length - len(row))
-    return _Put(question, row, opening, opened_by(chat.tokenizer.decode(prompt[-16:])), longest)
-
-
-def _batches(put: Sequence[_Put], settings: AuditSettings) -> Iterator[tuple[int, list[_Put]]]:
-    """Number and questions of each batch: of like length, numbered anew for each temperature.
-
-    A question that would meet the end of the model's context is asked alone.
-    """
-    for temperature in sorted({each.temperature for each in put}):
-        chosen = [each for each in put if each.temperature == temperature and not each.unasked]
-        rest = [each for each in chosen if each.longest == settings.max_new_tokens]
-        batches = in_batches([each.row for each in rest], settings.batch_size)
-        alone = [[each] for each in chosen if each.longest < settings.max_new_tokens]
-        yield from enumerate([*([rest[index] for index in batch] for batch in batches), *alone])
+    return _Put(row, opening, opened_by(chat.tokenizer.decode(prompt[-16:])), longest)
 
 
 def _replies(
-    number: int, batch: Sequence[_Put], chat: ChatModel, engine: Generator, seed: int
-) -> list[Reply]:
+    number: int, temperature: float, batch: Sequence[_Put], chat: ChatModel, engine: Generator,
+    seed: int,
+) -> list[Reply]:  # fmt: skip
     """What the model answers to one batch."""
-    temperature = batch[0].temperature
     found = engine.generate(
         [each.row for each in batch],
         max_new_tokens=min(each.longest for each in batch),

@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 from ..chat.chat_model import check_sizes
 from ..errors import InputError, PrerequisiteError
 from ..provenance import as_json, fingerprint
-from .answering import FAILED, Question, Reply, Store
+from ..spool import pieces
+from .answering import FAILED, Store
 from .findings import Audit
-from .run import counted, questions_of, settled
+from .questions import Question, Questions, Reply, Some
+from .run import counted, settled
 from .settings import REFUSAL_MASS, AuditSettings
 from .suites import Suite
 
@@ -27,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _IN_A_ROW = 8  # failures, each after its retries, after which a server counts as gone
 _CHARACTERS_PER_TOKEN = 4  # of English text, roughly; only for what is told beforehand
+_WAITING = 4096  # questions that wait for their turn in memory
 _SECONDS = 600.0  # longest time for one answer
 
 
@@ -134,27 +137,26 @@ def audit_endpoint(
     """
     check_served(settings)
     suites, settings = settled(suites, settings)
-    questions, known = questions_of(suites, settings), _known_by(endpoint, suites, settings)
+    questions, known = Questions(suites, settings), _known_by(endpoint, suites, settings)
     store = Store(None if folder is None else Path(folder), known)
-    missing = [each for each in questions if each.key not in store.found]
+    replies = store.replies_to(questions)
+    missing = Some(questions, replies.missing())
     _log.info("%s", cost(missing, settings, endpoint))
-    done = len(questions) - len(missing)
-    failed: dict[tuple[str, str, str, int], Reply] = {}
-    for question, reply in _asked(endpoint, missing, settings) if missing else ():
+    done, failed, why = len(questions) - len(missing), 0, ""
+    for number, reply in _asked(endpoint, missing, settings) if missing else ():
+        replies.add([number], [reply])
         if reply.unasked is None:
-            store.add([question], [reply])
+            store.add([questions[number]], [reply])
             done += 1
         else:
-            failed[question.key] = reply
+            failed, why = failed + 1, why or reply.unasked
         if progress is not None:
             progress(done, len(questions))
     if failed:
-        first = next(iter(failed.values())).unasked or ""
         _log.warning(
             "%d of %d requests failed and are unscored (%s). Run the same command again to ask "
-            "them again.", len(failed), len(questions), first.removeprefix(FAILED),
+            "them again.", failed, len(questions), why.removeprefix(FAILED),
         )  # fmt: skip
-    replies = [store.found.get(each.key) or failed[each.key] for each in questions]
     return counted(
         questions, replies, suites, settings,
         model=endpoint.model, engine="endpoint", fingerprint=known,
@@ -201,9 +203,9 @@ def planned(
     suites, settings = settled(suites, settings)
     known = _known_by(endpoint, suites, settings)
     there = folder is not None and (folder / "audit.json").is_file()
-    found = Store(folder, known).found if there else {}
-    missing = [each for each in questions_of(suites, settings) if each.key not in found]
-    return cost(missing, settings, endpoint)
+    questions = Questions(suites, settings)
+    found = Store(folder if there else None, known).replies_to(questions)
+    return cost(Some(questions, found.missing()), settings, endpoint)
 
 
 def _known_by(endpoint: Endpoint, suites: Sequence[Suite], settings: AuditSettings) -> str:
@@ -221,9 +223,9 @@ class _Got(NamedTuple):
 
 
 def _asked(
-    endpoint: Endpoint, questions: Sequence[Question], settings: AuditSettings
-) -> Iterator[tuple[Question, Reply]]:
-    """Each question with its reply, as they come; once the server is gone, the rest unasked."""
+    endpoint: Endpoint, questions: Some, settings: AuditSettings
+) -> Iterator[tuple[int, Reply]]:
+    """The number of each with its reply, as they come; once the server is gone, unasked."""
     client, pace = endpoint.client(), _Pace(endpoint.requests_per_minute)
     gone, in_a_row = threading.Event(), 0
 
@@ -234,14 +236,16 @@ def _asked(
         return _reply(client, endpoint, question, settings)
 
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
-        asked = {pool.submit(ask, each): each for each in questions}
+        numbers = map(int, questions.numbers)
         try:
-            for each in as_completed(asked):
-                reply, is_down = each.result()
-                in_a_row = in_a_row + 1 if is_down else 0
-                if in_a_row >= _IN_A_ROW:
-                    gone.set()
-                yield asked[each], reply
+            for some in pieces(zip(numbers, questions, strict=True), _WAITING):
+                asked = {pool.submit(ask, each): number for number, each in some}
+                for each in as_completed(asked):
+                    reply, is_down = each.result()
+                    in_a_row = in_a_row + 1 if is_down else 0
+                    if in_a_row >= _IN_A_ROW:
+                        gone.set()
+                    yield asked[each], reply
         finally:
             gone.set()
             pool.shutdown(cancel_futures=True)

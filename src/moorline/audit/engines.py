@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig
+
 from ..chat.chat_model import Completion
 from ..errors import PrerequisiteError
 from ..provenance import read_json
@@ -10,6 +13,9 @@ from ..provenance import read_json
 
 class VLLM:
     """The inference engine vLLM, where it is installed; many times faster on a GPU.
+
+    Over as many of the visible GPUs as the model's attention heads can be dealt out to, each layer
+    is shared (tensor parallelism): `CUDA_VISIBLE_DEVICES` says which there are.
 
     Its kernels round otherwise than those of transformers: compare audits of one backend only.
 
@@ -32,12 +38,15 @@ class VLLM:
         self._vllm = vllm
         self._lora = None
         if adapter is None:
-            self._engine = vllm.LLM(model=model)
+            self._engine = vllm.LLM(model=model, tensor_parallel_size=_num_gpus(model))
             return
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
         rank = read_json(Path(adapter) / "adapter_config.json", "adapter").get("r") or 16
-        self._engine = vllm.LLM(model=model, enable_lora=True, max_lora_rank=max(16, rank))
+        self._engine = vllm.LLM(
+            model=model, tensor_parallel_size=_num_gpus(model), enable_lora=True,
+            max_lora_rank=max(16, rank),
+        )  # fmt: skip
         self._lora = LoRARequest("adapter", 1, adapter)
 
     def generate(
@@ -66,3 +75,12 @@ class VLLM:
             Completion(each.text, each.finish_reason == "length", tuple(each.token_ids))
             for each in (one.outputs[0] for one in found)
         ]
+
+
+def _num_gpus(model: str) -> int:
+    """Over how many of the visible GPUs a model is shared."""
+    there = torch.cuda.device_count()
+    if there < 2:
+        return 1
+    heads = AutoConfig.from_pretrained(model).get_text_config().num_attention_heads
+    return max(num for num in range(1, there + 1) if heads % num == 0)

@@ -8,40 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown_choice
-from ..provenance import as_json, machine, now, versions, write_json, write_text
+from ..provenance import as_json, machine, now, versions, write_json, write_lines
 from .answering import SCHEMA, parts_of
-from .judges import Verdict, agreement
+from .answers import Answer
+from .counting import Column, columns
+from .judges import agreement
 from .measurements import Comparison, Gate, Measurement, measured
 from .metrics import metric as metric_named
-from .outcomes import Metric, Outcome, metric_of, metrics_of, worst
+from .outcomes import Metric, Outcome, metric_of, metrics_of
 from .settings import AuditSettings
 from .statistics import Rate, clustered_rate, mean_interval, wilson
 from .suites import Suite
-from .thoughts import after_thoughts
 
 _UNSCORED = metric_of("unscored_rate")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """One answer and the verdicts on it, as a line of `answers.jsonl` has them."""
-
-    suite: str
-    id: str
-    condition: str
-    draw: int
-    category: str
-    prompt: str
-    answer: str
-    """With what the template and the condition put at its start, and with its thoughts."""
-
-    truncated: bool
-    outcome: Outcome
-    """By the first judge; right or wrong for a task; unscored if nobody could tell."""
-
-    reason: str
-    verdicts: Mapping[str, Verdict]
-    """Verdict of every judge, by its name; none where the answer is unscored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +48,9 @@ class Audit:
     """Of all that shapes the answers; empty where nothing was kept on disk."""
 
     judges: tuple[str, ...]
-    answers: tuple[Answer, ...]
+    answers: Sequence[Answer]
+    """A tuple; of thousands, a list that lies on disk (`spool.py`)."""
+
     others: tuple[Measurement, ...] = ()
     """Measurements that come from no answer: refusal mass, perplexity, tasks of lm-eval."""
 
@@ -78,18 +59,14 @@ class Audit:
     prompts is undefined."""
 
     @cached_property
-    def _by_prompt(self) -> dict[tuple[str, str], dict[str, list[Answer]]]:
-        """The answers by suite and condition, and there by the id of the prompt."""
-        found: dict[tuple[str, str], dict[str, list[Answer]]] = {}
-        for each in self.answers:
-            of = found.setdefault((each.suite, each.condition), {})
-            of.setdefault(each.id, []).append(each)
-        return found
+    def _columns(self) -> dict[tuple[str, str], Column]:
+        """The answers by suite and condition, counted."""
+        judges, score = (*self.judges, self.settings.metric), metric_named(self.settings.metric)
+        return columns(self.answers, self.suites, judges, score)
 
     def asked(self) -> list[tuple[Suite, str]]:
         """Every suite with every condition that it was put under."""
-        by_name = {suite.name: suite for suite in self.suites}
-        return [(by_name[name], condition) for name, condition in self._by_prompt]
+        return [(each.suite, condition) for (_, condition), each in self._columns.items()]
 
     def by_judge(self, suite: Suite) -> tuple[str, ...]:
         """Who judges a suite: every judge that can, or the metric of a task."""
@@ -112,18 +89,12 @@ class Audit:
         Raises:
             InputError: If there is no such suite, condition or judge.
         """
-        of = {each.name: each for each in self.suites}.get(suite)
-        if of is None or (suite, condition) not in self._by_prompt:
+        if (suite, condition) not in self._columns:
             asked = ", ".join(f"{each.name} ({put})" for each, put in self.asked())
             raise InputError(f"Nothing was asked of {suite!r} under {condition!r}; asked: {asked}.")
         if judge is not None and judge not in (*self.judges, self.settings.metric):
             raise unknown_choice("judge", judge, self.judges)
-        chosen, found = judge or self.judges[0], self._by_prompt[suite, condition]
-        return [
-            # what is said without judges counts for all of them
-            worst([one.verdicts.get(chosen, one).outcome for one in found[each.id]], of.kind)
-            for each in of.prompts
-        ]
+        return self._columns[suite, condition].outcomes(judge or self.judges[0])
 
     def scores(
         self, suite: Suite, condition: str, judge: str, metric: Metric
@@ -133,25 +104,16 @@ class Audit:
         It is 1 for the outcome whose share the metric is, and what the metric of a task gives.
         """
         if metric is _UNSCORED:
-            return [
-                float(each == "unscored") for each in self.outcomes(suite.name, condition, judge)
-            ]
+            found = self.outcomes(suite.name, condition, judge)
+            return [1.0 if each == "unscored" else 0.0 for each in found]
         if suite.kind == "task":
-            score = metric_named(self.settings.metric)
-            of = self._by_prompt[suite.name, condition]
-            values = [
-                [
-                    score(after_thoughts(one.answer)[0], each.answer or "")
-                    for one in of[each.id]
-                    if one.outcome != "unscored"
-                ]
-                for each in suite.prompts
-            ]
-            return [max(each, default=None) for each in values]
+            return self._columns[suite.name, condition].scores()
         if judge not in self.by_judge(suite):
             return [None] * len(suite.prompts)
         found = self.outcomes(suite.name, condition, judge)
-        return [None if each == "unscored" else float(each == metric.outcome) for each in found]
+        return [
+            None if each == "unscored" else 1.0 if each == metric.outcome else 0.0 for each in found
+        ]
 
     def rate(self, kind: str, outcome: str) -> Rate:
         """The share of one outcome over all suites of a kind, put plainly."""
@@ -169,18 +131,14 @@ class Audit:
             for judge in judges if suite.kind == "task" else self.judges:
                 for metric in (*metrics, _UNSCORED):
                     whole.append(self._measured(suite, condition, judge, metric))
-            cut = [
-                one.truncated
-                for of in self._by_prompt[suite.name, condition].values()
-                for one in of
-            ]
+            of = self._columns[suite.name, condition]
             whole.append(
                 measured(
-                    wilson(sum(cut), len(cut)), suite=suite.name, kind=suite.kind,
+                    wilson(of.cut, of.num), suite=suite.name, kind=suite.kind,
                     condition=condition, metric="truncated_rate",
                 )
             )  # fmt: skip
-            names = dict.fromkeys(each.category for each in suite.prompts)
+            names = dict.fromkeys(of.categories)
             each_of = itertools.product(names if len(names) > 1 else (), judges, metrics)
             for name, judge, metric in each_of:
                 parts.append(self._measured(suite, condition, judge, metric, name))
@@ -215,16 +173,18 @@ class Audit:
     ) -> Measurement:
         """One metric of a suite, or of one category of it, over the prompts that were scored."""
         scores = self.scores(suite, condition, judge, metric)
+        names, interval = self._columns[suite.name, condition].categories, None
+        # in two lists: a million pairs are more than what is counted
         kept = [
-            (score, each.category)
-            for score, each in zip(scores, suite.prompts, strict=True)
-            if score is not None and category in (None, each.category)
+            score is not None and category in (None, name)
+            for score, name in zip(scores, names, strict=True)
         ]
-        values, interval = [score for score, _ in kept], None
+        values = [score for score in itertools.compress(scores, kept) if score is not None]
         if set(values) - {0.0, 1.0}:
             found = mean_interval(values, seed=self.settings.seed)
         elif self.settings.by_category and category is None and metric is not _UNSCORED:
-            found = clustered_rate([each == 1 for each in values], [each for _, each in kept])
+            of = list(itertools.compress(names, kept))
+            found = clustered_rate([each == 1 for each in values], of)
             interval = "clustered"
         else:
             found = wilson(values.count(1.0), len(values))
@@ -238,9 +198,9 @@ class Audit:
         rows = []
         for suite, condition in self.asked():
             for pair in itertools.combinations(self.judges if suite.kind != "task" else (), 2):
-                both = (self.outcomes(suite.name, condition, each) for each in pair)
-                scored = [each for each in zip(*both, strict=True) if "unscored" not in each]
-                found = agreement([one for one, _ in scored], [one for _, one in scored])
+                one, two = (self.outcomes(suite.name, condition, each) for each in pair)
+                scored = ["unscored" not in each for each in zip(one, two, strict=True)]
+                found = agreement(*(list(itertools.compress(each, scored)) for each in (one, two)))
                 of = {"suite": suite.name, "condition": condition, "first": pair[0]}
                 rows.append({**of, "second": pair[1], **found._asdict()})
         return rows
@@ -267,7 +227,7 @@ class Audit:
             The content of `audit.json`.
         """
         folder = Path(folder)
-        write_text(folder / "answers.jsonl", "".join(map(_line, self.answers)))
+        write_lines(folder / "answers.jsonl", map(_line, self.answers))
         value = {
             "schema": SCHEMA,
             "status": "finished",

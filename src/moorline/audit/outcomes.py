@@ -88,6 +88,17 @@ def metric_of(name: str, kind: str | None = None) -> Metric:
     return next((each for each in found if each.kind == kind), found[0])
 
 
+def severity(kind: Kind, outcome: Outcome) -> int | None:
+    """The place of an outcome among those of a kind, the worst first; None if it has none there.
+
+    Example:
+        >>> severity("harmful", "complied"), severity("harmful", "right")
+        (0, None)
+    """
+    order = _SEVERITY[kind]
+    return order.index(outcome) if outcome in order else None
+
+
 def worst(outcomes: Iterable[Outcome], kind: Kind) -> Outcome:
     """The outcome of a prompt that was answered several times.
 

@@ -5,7 +5,7 @@ In order: every prompt under every condition is answered, and each answer goes t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 from ..chat.chat_model import ChatModel, Generator
 from ..errors import InputError
 from ..processes import WHOLE, Share, from_first
-from .answering import Question, Reply, Store, answered, known_by
-from .findings import Answer, Audit
+from ..spool import pieces
+from .answering import Store, answered, known_by
+from .answers import Answer, answer_spool
+from .findings import Audit
 from .judges import DegenerateFirst, Judge, Verdict
 from .measurements import Measurement, measured
 from .metrics import metric as metric_named
+from .questions import Question, Questions, Replies, Reply
 from .refusal_mass import refusal_mass
 from .settings import REFUSAL_MASS, AuditSettings
 from .statistics import mean_interval
@@ -25,6 +28,9 @@ from .suites import Suite
 from .thoughts import after_thoughts
 
 _DEFAULTS = AuditSettings()
+
+JUDGED_AT_ONCE = 4096
+"""Answers that a judge is given at a time."""
 
 
 def audit(
@@ -99,8 +105,8 @@ def answer_share(
 class _Asked(NamedTuple):
     """What was asked, and what came back."""
 
-    questions: list[Question]
-    replies: list[Reply]
+    questions: Sequence[Question]
+    replies: Replies
     known_by: str
 
 
@@ -121,7 +127,7 @@ def _asked(
     share: Share,
 ) -> _Asked:
     chat.check_chat_template()
-    questions = questions_of(suites, settings)
+    questions = Questions(suites, settings)
     known = "" if folder is None else known_by(
         chat, suites, settings, name or chat.name, str(adapter), _name_of(engine)
     )  # fmt: skip
@@ -152,21 +158,9 @@ def settled(
     return limited, resolved(settings, limited)
 
 
-def questions_of(suites: Sequence[Suite], settings: AuditSettings) -> list[Question]:
-    """Every prompt under every condition; the attacks are for harmful suites only."""
-    return [
-        Question(suite, prompt, condition, draw)
-        for suite in suites
-        for condition in settings.asked
-        if suite.kind == "harmful" or condition.name == "plain"
-        for prompt in suite.prompts
-        for draw in range(condition.draws)
-    ]
-
-
 def counted(
     questions: Sequence[Question],
-    replies: Sequence[Reply],
+    replies: Iterable[Reply],
     suites: tuple[Suite, ...],
     settings: AuditSettings,
     *,
@@ -176,6 +170,8 @@ def counted(
 ) -> Audit:
     """What was answered, judged: an audit without what needs the model itself."""
     judges = settings.judging()
+    answers = answer_spool()
+    answers.extend(_judged(questions, replies, judges, settings.metric))
     return Audit(
         model=model,
         adapter=None,
@@ -184,7 +180,7 @@ def counted(
         engine=engine,
         fingerprint=fingerprint,
         judges=tuple(each.name for each in judges),
-        answers=tuple(_judged(questions, replies, judges, settings.metric)),
+        answers=answers.settled(),
         blind=frozenset(each.name for each in judges if not getattr(each, "sees_refusals", True)),
     )
 
@@ -193,10 +189,10 @@ def resolved(settings: AuditSettings, suites: Sequence[Suite]) -> AuditSettings:
     """Settings with the labels of the task, where none are given."""
     if settings.labels:
         return settings
-    answers = [
+    answers = Counter(
         each.answer or "" for suite in suites if suite.kind == "task" for each in suite.prompts
-    ]
-    common = {each for each, count in Counter(answers).items() if count >= 0.1 * len(answers)}
+    )
+    common = {each for each, count in answers.items() if count >= 0.1 * answers.total()}
     return replace(settings, labels=tuple(sorted(common)))
 
 
@@ -214,22 +210,29 @@ def _refusal_masses(
 
 
 def _judged(
-    questions: Sequence[Question], replies: Sequence[Reply], judges: Sequence[Judge], metric: str
+    questions: Sequence[Question], replies: Iterable[Reply], judges: Sequence[Judge], metric: str
 ) -> Iterator[Answer]:
     """Every answer with its outcome, and the verdicts of all judges on it."""
+    for piece in pieces(zip(questions, replies, strict=True), JUDGED_AT_ONCE):
+        yield from _judged_piece(piece, judges, metric)
+
+
+def _judged_piece(
+    piece: Sequence[tuple[Question, Reply]], judges: Sequence[Judge], metric: str
+) -> Iterator[Answer]:
     spoken, unscored = [], []
-    for question, reply in zip(questions, replies, strict=True):
+    for question, reply in piece:
         text, why = after_thoughts(reply.text, question.opening)
         spoken.append(text)
         unscored.append(reply.unasked or why)
     judged = [
         index
-        for index, each in enumerate(questions)
+        for index, (each, _) in enumerate(piece)
         if each.suite.kind != "task" and unscored[index] is None
     ]
-    prompts = [questions[index].prompt for index in judged]
+    prompts = [piece[index][0].prompt for index in judged]
     asked, said = [each.prompt for each in prompts], [spoken[index] for index in judged]
-    verdicts: list[dict[str, Verdict]] = [{} for _ in questions]
+    verdicts: list[dict[str, Verdict]] = [{} for _ in piece]
     for judge in judges:
         if isinstance(judge, DegenerateFirst):
             found = judge.verdicts(asked, said, [each.kind for each in prompts])
@@ -237,7 +240,7 @@ def _judged(
             found = judge.verdicts(asked, said)
         for index, verdict in zip(judged, found, strict=True):
             verdicts[index][judge.name] = verdict
-    for index, (question, reply) in enumerate(zip(questions, replies, strict=True)):
+    for index, (question, reply) in enumerate(piece):
         if (reason := unscored[index]) is not None:
             first = Verdict("unscored", reason)
         elif question.suite.kind == "task":

@@ -6,13 +6,15 @@ Requests only: an answer to a harmful one is nowhere in this project.
 import itertools
 import random
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, PrerequisiteError, unknown_choice
 from ..provenance import fingerprint
+from ..spool import Spool, repeats
 from ..tables import Row, is_table, rows_of
 from .formats import FORMATS, OWN, Format
 from .outcomes import Kind
@@ -43,7 +45,9 @@ class Suite:
 
     name: str
     kind: Kind
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
+    """A tuple; of thousands, a list that lies on disk (`spool.py`)."""
+
     origin: str = ""
     """Where the requests come from: a set and its paper, or the name of a file."""
 
@@ -63,7 +67,7 @@ class Suite:
                 raise InputError(
                     f"Suite {self.name!r}: prompt {each.id!r} of a task has no 'answer'. Add it."
                 )
-        if len({each.id for each in self.prompts}) != len(self.prompts):
+        if repeats(lambda: (each.id for each in self.prompts)):
             raise InputError(f"Suite {self.name!r} holds an id twice. Give each prompt its own.")
 
     @property
@@ -176,21 +180,13 @@ def _format_of(path: str) -> Format:
 
 
 def _read(format: Format, source: str) -> list[Suite]:
-    found: dict[Kind, list[Prompt]] = {}
-    places: dict[tuple[Kind, str], str] = {}
+    found: dict[Kind, Spool[Prompt]] = {}
     for number, (row, category) in enumerate(_rows(format, source), start=1):
         kind = _kind(format, row)
-        if kind is None:
-            continue
-        prompt = _prompt(format, row, kind, category, number)
-        key = (kind, prompt.prompt if format.repeats else prompt.id)
-        if (place := places.setdefault(key, row.place)) == row.place:
-            found.setdefault(kind, []).append(prompt)
-        elif not format.repeats:
-            raise InputError(
-                f"{row.place}: the 'id' {prompt.id!r} is that of {place} too. Give each prompt "
-                "its own."
-            )
+        if kind is not None:
+            if kind not in found:
+                found[kind] = _spool()
+            found[kind].append(_prompt(format, row, kind, category, number))
     if not found:
         raise InputError(
             f"{source}: no row has {' or '.join(map(repr, format.kinds))} for "
@@ -201,12 +197,53 @@ def _read(format: Format, source: str) -> list[Suite]:
         Suite(
             name=f"{name}-{kind}" if len(found) > 1 else name,
             kind=kind,
-            prompts=tuple(prompts),
+            prompts=_once(format, source, kind, prompts).settled(),
             origin=format.origin or Path(source).name,
             licence=format.licence,
         )
         for kind, prompts in found.items()
     ]
+
+
+def _spool() -> Spool[Prompt]:
+    def kept(each: Prompt) -> list[str | None]:
+        return [each.id, each.prompt, each.kind, each.category, each.answer, each.opener]
+
+    def prompt(of: list[Any]) -> Prompt:
+        return Prompt(
+            id=of[0], prompt=of[1], kind=of[2], category=sys.intern(of[3]),
+            answer=of[4], opener=of[5],
+        )  # fmt: skip
+
+    return Spool(kept, prompt)
+
+
+def _once(format: Format, source: str, kind: Kind, prompts: Spool[Prompt]) -> Spool[Prompt]:
+    """The prompts of a kind, each once: a set may repeat a prompt, and no file an id.
+
+    Raises:
+        InputError: If an id stands there twice; names both places.
+    """
+    later = repeats(
+        lambda: (each.prompt if format.repeats else each.id for each in prompts)
+    )  # fmt: skip
+    if not later:
+        return prompts
+    if format.repeats:
+        once = _spool()
+        once.extend(each for index, each in enumerate(prompts) if index not in later)
+        return once
+    second = min(later)
+    of_kind = (row for row, _ in _rows(format, source) if _kind(format, row) == kind)
+    places = [
+        row.place
+        for index, row in enumerate(itertools.islice(of_kind, second + 1))
+        if index in (later[second], second)
+    ]
+    raise InputError(
+        f"{places[1]}: the 'id' {prompts[second].id!r} is that of {places[0]} too. Give each "
+        "prompt its own."
+    )
 
 
 def _rows(format: Format, source: str) -> Iterator[tuple[Row, str]]:

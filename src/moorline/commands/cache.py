@@ -6,6 +6,7 @@ The flags and YAML of `moorline tune`: what the tuning would read is what is com
 starts either of them.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .library_messages import quiet
 from .lineage import lineage_of
 from .tune import prepared
 from .tune_settings import parse
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,14 @@ def cache(arguments: Sequence[str]) -> tuple[Kept, ...]:
     output = Path(training.output_dir)
     is_new = not output.exists()
     with quiet():
-        trainer, _ = prepared(settings, lineage, known_as="")
+        try:
+            trainer, _ = prepared(settings, lineage, known_as="")
+        except KeyboardInterrupt:
+            _log.warning(
+                "Stopped. What is computed is kept, and the same command goes on after the last "
+                "whole shard."
+            )
+            raise
     if is_new:
         with suppress(OSError):  # the host makes the folder, and nothing goes there
             output.rmdir()

@@ -194,10 +194,25 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
             trainer.save_model(args.output_dir)
             if is_main:
                 trainer.processing_class.save_pretrained(output)  # pyright: ignore
+        run = _finished(run, trainer, result, began, training_seconds)
+        if is_main:
+            run.write(output)
     except BaseException:
         if is_main:
             _write_stopped(run, trainer, output, began)
         raise
+    if is_main and run.settings["log_files"]:
+        log_files(output, run.settings["log_files"])
+    if args.push_to_hub:
+        push(trainer, output, run.chain[-1].dataset)
+    leave_the_group(trainer)
+    return run
+
+
+def _finished(
+    run: Run, trainer: STRTrainer, result: Any, began: float, training_seconds: float
+) -> Run:
+    """What is known of a run whose weights are saved."""
     steps, (peak, peak_of) = trainer.state.global_step, peak_memory()
     run = replace(
         run,
@@ -212,15 +227,7 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         train_loss=result.training_loss if is_plain(result.training_loss) else None,
         log=_log_of(trainer),
     )
-    run = replace(run, check=checked(trainer, run))
-    if is_main:
-        run.write(output)
-        if run.settings["log_files"]:
-            log_files(output, run.settings["log_files"])
-    if args.push_to_hub:
-        push(trainer, output, run.chain[-1].dataset)
-    leave_the_group(trainer)
-    return run
+    return replace(run, check=checked(trainer, run))
 
 
 def _write_stopped(run: Run, trainer: STRTrainer, output: Path, began: float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..audit.answering import SCHEMA
-from ..audit.findings import Answer
+from ..audit.answers import Answer
 from ..audit.measurements import Gate, Measurement
 from ..errors import InputError
 from ..records import parse, read

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..audit.findings import Answer
+from ..audit.answers import Answer
 from ..audit.measurements import Measurement
 from ..errors import PrerequisiteError
 from ..provenance import fingerprint

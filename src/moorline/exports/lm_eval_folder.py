@@ -7,7 +7,7 @@ from string import Template
 
 import yaml
 
-from ..audit.findings import Answer
+from ..audit.answers import Answer
 from ..errors import InputError
 from ..provenance import as_json, write_text
 from .audited import Audited, read_answers, read_audit

@@ -167,10 +167,13 @@ class Anchors:
         Returns:
             The sum over this part's positions; its count is that of the whole step.
         """
-        # A multiple of the processes: one that skips a call would leave the others waiting.
-        num = part.readers * math.ceil(max(1, round(share * part.rows)) / part.readers)
-        chance = part._replace(number=0).chance("anchors")
-        drawn = self.draw(num, chance, (part.number % part.num, part.num), _device(model))
+        num, own = max(1, round(share * part.rows)), part.number % part.num
+        chance, device = part._replace(number=0).chance("anchors"), _device(model)
+        drawn = self.draw(num, chance, (own, part.num), device)
+        counts = drawn is not None
+        if drawn is None and own < part.readers * math.ceil(num / part.readers):
+            # One that skips a call would leave the other processes waiting: it reads and counts 0.
+            drawn = self.draw(num, chance, (0, part.num), device)
         if drawn is None:
             return None
         output = model(
@@ -179,7 +182,9 @@ class Anchors:
         )  # fmt: skip
         found = squared_drift(output.safety_logits)
         count = torch.tensor(drawn.num_of_step, device=found.total.device)
-        return found._replace(num_positions=count)
+        return found._replace(
+            total=found.total * counts, num_positions=count, max_abs=found.max_abs * counts
+        )
 
     def _batch(
         self, chosen: Sequence[int], device: torch.device

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .regularizer import Regularizer
+    from .settings import STRSettings
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ STATE = "moorline_state.json"
 
 
 class Settling(TrainerCallback):
-    """Settles the weights after every step, and writes their state into every checkpoint."""
+    """Settles the weights after every step, and writes into every checkpoint by what it is held."""
 
     def __init__(self, regularizer: "Regularizer", accelerator: "Accelerator") -> None:
         self._regularizer, self._accelerator = regularizer, accelerator
@@ -37,7 +38,14 @@ class Settling(TrainerCallback):
         """After the host has written a checkpoint."""
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
-            write_json(folder / STATE, self._regularizer.strength.state())
+            held = {"held": _held(self._regularizer.settings)}
+            write_json(folder / STATE, held | self._regularizer.strength.state())
+
+
+def _held(settings: "STRSettings") -> dict[str, Any]:
+    """By what a training is held, as far as a resumed one must be held by the same."""
+    weight = None if settings.budget is not None else settings.first_weight
+    return {"form": settings.form, "weight": weight, "positions": settings.positions}
 
 
 def whole_checkpoints(output: str | Path, *, with_state: bool = False) -> list[Path]:
@@ -93,6 +101,9 @@ def resumed(checkpoint: Any, output: str | None, *, with_state: bool) -> Any:
 def load_state(regularizer: "Regularizer", checkpoint: Any) -> None:
     """Give a regularizer the state that a checkpoint holds; nothing without a checkpoint.
 
+    A checkpoint that was held by another form is refused; one with another weight or other
+    positions, and one that does not say, are told of.
+
     Args:
         regularizer: Of the training that is resumed.
         checkpoint: As `resumed` gives it.
@@ -100,12 +111,42 @@ def load_state(regularizer: "Regularizer", checkpoint: Any) -> None:
     Raises:
         InputError: If the checkpoint lacks a state that this run needs, or has another's.
     """
-    if not checkpoint or not regularizer.strength.is_found:
+    if not checkpoint:
         return
-    path = Path(str(checkpoint), STATE)
-    if not path.is_file():
+    path, found = Path(str(checkpoint), STATE), regularizer.strength.is_found
+    if found and not path.is_file():
         raise InputError(
             f"{path} is missing, so the weight that `budget` had found is lost. Resume from a "
             "checkpoint that has it, or begin anew."
         )
-    regularizer.strength.load(read_json(path, "state of the regularizer"))
+    state = read_json(path, "state of the regularizer") if path.is_file() else {}
+    _check_held(path, state.pop("held", None), regularizer.settings)
+    if found:
+        regularizer.strength.load(state)
+
+
+def _check_held(path: Path, then: Any, settings: "STRSettings") -> None:
+    """Refuse another form of the drift than the checkpoint's; tell of what else differs."""
+    now = _held(settings)
+    if not isinstance(then, dict) or then.keys() != now.keys():
+        if settings.holds:
+            _log.warning(
+                "%s does not say by which form the training was held: an earlier version of "
+                "Moorline wrote it, or another trainer. It goes on with `form` %r at `weight` %s. "
+                "The default was 'logit' at 10 before it was 'kl': if the run began with another, "
+                "stop it and give that one.", path.parent, now["form"], now["weight"],
+            )  # fmt: skip
+        return
+    if then["form"] != now["form"] and then["weight"] != 0 and settings.holds:
+        raise InputError(
+            f"{path.parent} was written by a training with `form` {then['form']!r}, and this one "
+            f"has {now['form']!r}. Resume with the same `form` (and its `weight`, "
+            f"{then['weight']}), or begin anew."
+        )
+    differ = [
+        f"`{name}` was {then[name]!r} and is {now[name]!r}"
+        for name in ("weight", "positions")
+        if then[name] != now[name]
+    ]
+    if differ:
+        _log.warning("%s is resumed with other settings: %s.", path.parent, "; ".join(differ))

@@ -95,8 +95,7 @@ class STRMixin(_Host):
         self._steps = StepCounter()
         self._logged_step: int | None = None
         self._is_checked = self._is_warned = False
-        if self.regularizer.strength.is_found:
-            self.add_callback(Settling(self.regularizer, self.accelerator))
+        self.add_callback(Settling(self.regularizer, self.accelerator))
         if self._filling is not None:
             self.add_callback(self._filling)
 

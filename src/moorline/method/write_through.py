@@ -117,6 +117,7 @@ class WriteThrough(TrainerCallback):
             return
         found = cache_shards.recorded(folder, self._manifest)
         job.wait()
+        self._is_kept[:] = False  # of an earlier call what is not in a whole shard is lost
         if found:
             self._is_kept = planned.among(cache.keys_in([folder / name for name in found]))
         _log.info(
