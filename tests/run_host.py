@@ -32,6 +32,7 @@ def main():
     parser.add_argument("--cache-dir")
     parser.add_argument("--anchors", type=float)
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--resume", action="store_true")
     words = parser.parse_args()
@@ -69,7 +70,7 @@ def main():
             ids=ids, strings=tuple(tokenizer.convert_ids_to_tokens(list(ids))),
             scores=(1.0,) * len(ids), vocab_size=len(tokenizer),
         ),
-        train_dataset=conversations(8),
+        train_dataset=conversations(words.rows),
         processing_class=tokenizer,
         **more,
     )  # fmt: skip

@@ -212,10 +212,11 @@ def test_a_resumed_run_ends_as_an_unbroken_one(make_model, rows, tokenizer, toke
 @pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_share_one_cache_and_equal_one_process(tmp_path):
-    folder = ["--reference", "cached", "--cache-dir"]
-    live = run_script(tmp_path, "--batch", "4")
-    alone = run_script(tmp_path, "--batch", "4", *folder, str(tmp_path / "one"))
-    together = run_script(tmp_path, "--batch", "2", *folder, str(tmp_path / "two"), processes=2)
+    """Of seven rows, in four shards: of two processes one has a row less, and none waits for it."""
+    folder, seven = ["--reference", "cached", "--cache-dir"], ["--rows", "7", "--batch"]
+    live = run_script(tmp_path, *seven, "4")
+    alone = run_script(tmp_path, *seven, "4", *folder, str(tmp_path / "one"))
+    together = run_script(tmp_path, *seven, "2", *folder, str(tmp_path / "two"), processes=2)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     for key in KEYS:
         assert alone[key] == pytest.approx(live[key], rel=1e-5), key

@@ -201,11 +201,15 @@ def _trained(trainer: STRTrainer, run: Run, output: Path) -> Run:
         if is_main:
             _write_stopped(run, trainer, output, began)
         raise
-    if is_main and run.settings["log_files"]:
-        log_files(output, run.settings["log_files"])
-    if args.push_to_hub:
-        push(trainer, output, run.chain[-1].dataset)
-    leave_the_group(trainer)
+    try:
+        if is_main and run.settings["log_files"]:
+            log_files(output, run.settings["log_files"])
+        if args.push_to_hub:
+            push(trainer, output, run.chain[-1].dataset)
+        leave_the_group(trainer)
+    except KeyboardInterrupt:
+        _log.warning("Stopped after the run was finished: %s is whole.", output)
+        raise
     return run
 
 
