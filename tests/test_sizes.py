@@ -35,7 +35,7 @@ def test_no_function_is_longer_than_80_lines_and_half_have_at_most_10():
     assert statistics.median(each for _, each in _functions()) <= 10
 
 
-@pytest.mark.parametrize(("name", "most"), [("", 400), ("method/mixin.py", 216)])
+@pytest.mark.parametrize(("name", "most"), [("", 400), ("method/mixin.py", 200)])
 def test_no_file_is_longer_than_it_may_be(name, most):
     lengths = {
         path.name: len(path.read_text(encoding="utf-8").splitlines())

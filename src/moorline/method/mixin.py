@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..errors import InputError
-from . import capture
-from .cache import COLUMN, KEYS
+from . import capture, host
 from .checkpoint import Settling, load_state, resumed
-from .host import (
-    adds_up_losses,
-    divided_by_host,
-    fitted,
-    is_logged_next,
-    keep_reference,
-    positions_of_step,
-    tokenizer_of,
-    training_plan,
-)  # fmt: skip
 from .inert import WITHOUT_DRIFT, check_loss, warn_of_little
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
@@ -78,16 +67,16 @@ class STRMixin(_Host):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        settings = fitted(self, STRSettings() if settings is None else settings)
+        settings = host.fitted(self, STRSettings() if settings is None else settings)
         self.regularizer = Regularizer(
             self.model,  # pyright: ignore[reportArgumentType]
             safety_tokens, settings, reference_model, aligned=aligned,
-            tokenizer=tokenizer_of(self.processing_class),
-            plan=lambda: training_plan(self, settings),
+            tokenizer=host.tokenizer_of(self.processing_class),
+            plan=lambda: host.training_plan(self, settings),
         )  # fmt: skip
         self._filling: WriteThrough | None = None
         if self.regularizer.kind in ("cached", "write_through"):
-            self._filling = keep_reference(self, self.regularizer)
+            self._filling = host.keep_reference(self, self.regularizer)
         else:
             self.regularizer.reference.place(self.accelerator)
         self._tally = {"train": Tally(), "eval": Tally()}
@@ -108,14 +97,12 @@ class STRMixin(_Host):
     ) -> Any:
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
-        own = self.regularizer.editable(
-            {name: each for name, each in inputs.items() if name not in (COLUMN, KEYS)}
-        )
+        own = self.regularizer.editable(inputs)
         if self._filling is not None:
             inputs = self._filling.read(inputs)
         part = self._steps.part(self.state.global_step, self) if training else None
         with self.regularizer.watch(
-            model, inputs, part=part, gradients=training and is_logged_next(self), editable=own
+            model, inputs, part=part, gradients=training and host.is_logged_next(self), editable=own
         ) as drift:
             result: Any = super().compute_loss(
                 model, own, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
@@ -133,13 +120,12 @@ class STRMixin(_Host):
         divisor = num_items_in_batch
         if self.regularizer.rule.first is not None and divisor is not None:
             divisor = self._num_positions if training else None
-        times, beside = divided_by_host(self, self._steps.num_batches, divisor)
+        times, beside = host.divided_by_host(self, self._steps.num_batches, divisor)
         weighted = self.regularizer.weighted(drift, divisor, anchor_times=beside) * times
         tally = self._tally["train" if training else "eval"]
         share = 1 / part.num if part is not None and self.regularizer.anchors else None
         tally.add(loss, weighted, drift.sum, drift.anchors, share, drift.conflicts)
-        if drift.gradients is not None:
-            tally.add_gradients(self.state.global_step, drift.gradients)
+        tally.add_gradients(self.state.global_step, drift.gradients)
         if training and not self._is_checked:
             self._is_checked = True
             warn_if_moved(self.state.global_step, drift.sum)
@@ -151,7 +137,7 @@ class STRMixin(_Host):
         """The batches of a step as the host gets them; counts the positions of all of them."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         self._steps.begin(len(batches))
-        self._num_positions = positions_of_step(self, self.regularizer, batches)
+        self._num_positions = host.positions_of_step(self, self.regularizer, batches)
         return batches, num_items
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -168,7 +154,7 @@ class STRMixin(_Host):
         """The host's log, with the drift beside the loss."""
         if self.model.training and "loss" in logs:  # pyright: ignore
             steps = self.state.global_step - (self._logged_step or 0)
-            divisor = steps if adds_up_losses(self) else None
+            divisor = steps if host.adds_up_losses(self) else None
             measured = self._taken("train").metrics(self.accelerator, divisor)
             self._is_warned = self._is_warned or warn_of_gradients(
                 measured, self.state.global_step, holds=self.regularizer.settings.holds
@@ -180,9 +166,8 @@ class STRMixin(_Host):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The host's training."""
         self._tally["train"], self._logged_step = Tally(), None
-        given = args[0] if args else kwargs.pop("resume_from_checkpoint", None)
-        found = self.regularizer.strength.is_found
-        checkpoint = resumed(given, self.args.output_dir, with_state=found)
+        given, own = kwargs.pop("resume_from_checkpoint", None), self.regularizer.strength.is_found
+        checkpoint = resumed(args[0] if args else given, self.args.output_dir, with_state=own)
         load_state(self.regularizer, checkpoint)
         try:
             result = super().train(checkpoint, *args[1:], **kwargs)

@@ -13,7 +13,7 @@ from ..chat.conversation import positions_of_batch
 from ..errors import InputError
 from . import adapters, capture, penalty
 from .anchors import BUILT_IN, Anchors, anchors_for
-from .cache import COLUMN, Cached
+from .cache import COLUMN, KEYS, Cached
 from .conflicts import LABELS, Conflicts
 from .gradients import GradientNorms
 from .inert import OwnSteps, Vigil, check_anchors, check_finite, check_refusals
@@ -275,9 +275,10 @@ class Regularizer:
         return self.settings.skips and torch.is_grad_enabled() and bool(self.model.training)
 
     def editable(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch for `watch` to edit: with labels of its own, if any may be masked."""
-        names = LABELS.keys() & batch.keys() if self.skips_now() else ()
-        return {**batch, **{name: batch[name].clone() for name in names}}
+        """A batch as the model is called with it, for `watch` to edit: its labels may be masked."""
+        names = LABELS.keys() if self.skips_now() else ()
+        own = {name: each for name, each in batch.items() if name not in (COLUMN, KEYS)}
+        return {name: each.clone() if name in names else each for name, each in own.items()}
 
     def weighted(
         self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1

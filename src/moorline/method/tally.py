@@ -66,8 +66,10 @@ class Tally:
         self.max_abs = highest if self.max_abs is None else torch.maximum(self.max_abs, highest)
         self.num_batches += 1
 
-    def add_gradients(self, step: int, gradients: GradientNorms) -> None:
+    def add_gradients(self, step: int, gradients: GradientNorms | None) -> None:
         """Keep what the backward pass of one batch will measure; those of the last step stay."""
+        if gradients is None:
+            return
         if self._gradients[0] != step:
             self._gradients = step, []
         self._gradients[1].append(gradients)
