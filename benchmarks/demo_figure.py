@@ -1,6 +1,6 @@
 """The figure of the README and the home page, from a dated result of the demo.
 
-    python benchmarks/demo_figure.py benchmarks/results/2026-11-26-demo-default.json docs/demo.svg
+    python benchmarks/demo_figure.py benchmarks/results/2026-11-27-demo-default.json docs/demo.svg
 
 Nothing is measured: rates and intervals are those of the file, of its first poisoned run unless
 `--poison` names another. The same file and the same matplotlib give the same bytes.
