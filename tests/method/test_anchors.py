@@ -322,3 +322,9 @@ def test_a_loop_of_ones_own_counts_anchors_once_a_step_in_any_mode(
 def test_an_explicit_anchor_at_weight_zero_is_refused(anchors_file):
     with pytest.raises(InputError, match="`weight` 0 holds nothing"):
         paper(weight=0.0, anchors=anchors_file)
+
+
+def test_a_run_says_anchors_only_where_there_are_some():
+    assert STRSettings().strength == "weight 3, anchors auto"
+    assert STRSettings(weight=0.0).strength == "weight 0"
+    assert paper().strength == "weight 10"

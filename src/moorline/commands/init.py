@@ -35,7 +35,8 @@ model_name_or_path: $model_yaml
 dataset_name: $rows_yaml
 output_dir: $output
 
-# LoRA: the reference is the model itself with the adapter off, so no second copy is kept.
+# LoRA: the reference is the model itself with the adapter off, live or kept on disk beforehand,
+# so no second copy is kept in memory.
 use_peft: true
 lora_r: $rank
 lora_alpha: $alpha

@@ -164,7 +164,7 @@ class STRSettings:
         given = (
             f"weight {self.first_weight:g}" if self.budget is None else f"budget {self.budget:g}"
         )
-        return given if self.anchors == NO_ANCHORS else f"{given}, anchors {self.anchors}"
+        return f"{given}, anchors {self.anchors}" if self.reads_anchors else given
 
     @property
     def reads_anchors(self) -> bool:
