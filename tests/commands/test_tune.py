@@ -355,7 +355,7 @@ def test_the_end_says_how_much_was_not_learned(flags, tokenizer, tmp_path):
     log = json.loads((tmp_path / "run" / "run.json").read_text())["log"]
     shares = [each["str/skipped"] for each in log if "str/skipped" in each]
     assert any(shares)
-    told = f"{100 * sum(shares) / len(shares):.1f} % of the responses were not learned"
+    told = f"{100 * sum(shares) / len(shares):.1f} % of the response tokens were not learned"
     assert told in found.output
     learned = tune({**flags, "str_conflicts": "learn", "output_dir": tmp_path / "learned"})
     assert "not learned" not in learned.output

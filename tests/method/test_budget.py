@@ -178,3 +178,17 @@ def test_a_loop_of_ones_own_settles_the_weight_after_each_step(make_model, token
         weights.append(regularizer.strength.weight_of("drift"))
     assert weights == sorted(weights)
     assert weights[-1] > 1
+
+
+def test_a_step_without_a_task_leaves_the_weight_alone():
+    """A step in which every row is in conflict took the next weight to its lowest."""
+    weights = []
+    for task in (1.0, 0.0):
+        controller = WeightController(0.5)
+        for _ in range(30):
+            controller.update(1.0, 1.0, 0.1)
+        before = controller.weight
+        controller.update(1.0, task, 0.1)
+        weights.append(controller.weight / before)
+    assert weights[1] > 0.9
+    assert weights[1] == pytest.approx(weights[0], rel=0.2)

@@ -81,7 +81,8 @@ def test_a_checkpoint_of_another_form_is_refused(build, tmp_path, caplog):
     """It went on with the new default: the second half of a run was held by something else."""
     build(str_form="logprob").train()
     state = json.loads((tmp_path / "out" / "checkpoint-1" / STATE).read_text())
-    assert state == {"held": {"form": "logprob", "weight": 10.0, "positions": "all"}}
+    held = {"form": "logprob", "weight": 10.0, "positions": "all", "conflicts": "learn"}
+    assert state == {"held": held}
     for form in ("logit", "kl"):
         with pytest.raises(InputError, match="`form` 'logprob', and this one has"):
             resumes(build(str_form=form, str_weight=10.0), tmp_path, caplog)

@@ -7,9 +7,14 @@ and not others.
 import pytest
 import torch
 from datasets import Dataset
-from helpers import conversations, labelled, lora, settings, str_trainer
+from helpers import PlainSTRTrainer, conversations, labelled, lora, settings, str_trainer
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from moorline import (
@@ -46,7 +51,6 @@ def rows():
 def in_conflict(log_p, labels, ids):
     """The rule in plain Python: one row after the other, one token after the other."""
     found = torch.zeros_like(labels, dtype=torch.bool)
-    num = responses = 0
     for row in range(labels.shape[0]):
         refused = inside = False
         for at in range(labels.shape[1] - 1):
@@ -57,9 +61,9 @@ def in_conflict(log_p, labels, ids):
             if not inside:
                 mass = sum(log_p[row, at, each].exp().item() for each in ids)
                 refused = mass > 0.5 and target not in ids
-                num, responses, inside = num + refused, responses + 1, True
+                inside = True
             found[row, at] = refused
-    return found, num, responses
+    return found, int(found.sum()), int((labels[:, 1:] != -100).sum())
 
 
 def batch_of(rows, tokenizer):
@@ -85,8 +89,8 @@ def log_p_of(model, batch):
 def test_it_is_the_rule_written_out(shifted, rule, make_model, rows, tokenizer, tokens):
     batch = batch_of(rows, tokenizer)
     log_p = log_p_of(make_model(), batch)
-    expected, num, responses = in_conflict(log_p, batch["labels"], tokens.ids)
-    assert 4 < num < responses - 4, "some are and some are not"
+    expected, num, positions = in_conflict(log_p, batch["labels"], tokens.ids)
+    assert 20 < num < positions - 20, "some are and some are not"
     given = dict(batch)
     if shifted:  # as under context parallelism
         given = {"shift_labels": torch.roll(batch["labels"], -1, dims=1)}
@@ -95,7 +99,7 @@ def test_it_is_the_rule_written_out(shifted, rule, make_model, rows, tokenizer, 
     z0 = log_p[:, :, list(tokens.ids)][measured]
     found = conflicts(z0, measured, given, at, tokens.tensor())
     assert torch.equal(found.positions, expected)
-    assert (found.num, found.num_responses) == (num, responses)
+    assert (found.num, found.num_positions) == (num, positions)
     name = next(iter({"shift_labels", "labels"} & given.keys()))
     masked = found.skip(given)[name]
     assert torch.equal(positions_of_batch({name: masked}), at & ~expected)
@@ -117,6 +121,20 @@ def test_no_response_at_all_is_no_conflict(tokens):
     found = conflicts(torch.zeros(0, len(tokens)), at, {"labels": labels}, at, tokens.tensor())
     assert not found.positions.any()
     assert not found.leaves_nothing
+
+
+def test_a_mean_pulls_no_harder_where_fewer_rows_are_left(make_model, rows, tokenizer, tokens):
+    batch = batch_of(rows, tokenizer)
+    _, num, positions = in_conflict(log_p_of(make_model(), batch), batch["labels"], tokens.ids)
+    model = get_peft_model(make_model(), lora()).train()
+    regularizer = Regularizer(model, tokens, STRSettings(anchors="off"))
+    losses = []
+    for more in ({}, {"num_items_in_batch": positions}):
+        with regularizer.watch(model, batch) as drift:
+            losses.append(model(**batch, **more).loss.item())
+        assert drift.conflicts.num == num
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] < 0.9 * model(**batch).loss.item()
 
 
 def gradients(model):
@@ -175,8 +193,8 @@ def test_in_a_trainer(accumulation, smoothed, make_model, rows, tokenizer, token
         logs[kind] = trainer.state.log_history[0]
     batch = batch_of(rows, tokenizer)
     log_p = log_p_of(make_model(), batch)
-    skipped, num, responses = in_conflict(log_p, batch["labels"], tokens.ids)
-    assert logs["skip"]["str/skipped"] == pytest.approx(num / responses)
+    skipped, num, positions = in_conflict(log_p, batch["labels"], tokens.ids)
+    assert logs["skip"]["str/skipped"] == pytest.approx(num / positions)
     assert "str/skipped" not in logs["learn"]
     at = positions_of_batch(batch)
     loss = -log_p.gather(2, batch["labels"].roll(-1, 1).clamp(min=0)[..., None])[..., 0]
@@ -185,6 +203,48 @@ def test_in_a_trainer(accumulation, smoothed, make_model, rows, tokenizer, token
     for kind, kept in (("skip", at & ~skipped), ("learn", at)):
         expected = (loss[kept].sum() / at.sum()).item()
         assert logs[kind]["ce_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("host", ["smoothing", "own loss", "mean"])
+def test_a_host_that_takes_the_labels_out_of_the_batch(
+    host, make_model, rows, tokenizer, tokens, tmp_path
+):
+    """`Trainer` pops them where it takes the loss itself; and some hosts divide by what is left."""
+
+    def own_loss(outputs, labels, num_items_in_batch=None):
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        summed = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+        return summed / num_items_in_batch
+
+    found = {}
+    for kind in ("skip", "learn"):
+        arguments = TrainingArguments(
+            str(tmp_path / kind), per_device_train_batch_size=24, max_steps=1, logging_steps=1,
+            report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+            label_smoothing_factor=0.1 if host == "smoothing" else 0.0,
+        )  # fmt: skip
+        trainer = PlainSTRTrainer(
+            get_peft_model(make_model(), lora()), arguments,
+            train_dataset=labelled(rows, tokenizer), safety_tokens=tokens,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            settings=STRSettings(form="kl", anchors="off", conflicts=kind),
+            compute_loss_func=own_loss if host == "own loss" else None,
+        )  # fmt: skip
+        if host == "mean":
+            trainer.model_accepts_loss_kwargs = False
+        trainer.train()
+        found[kind] = trainer.state.log_history[0]
+    batch = batch_of(rows, tokenizer)
+    log_p = log_p_of(make_model(), batch)
+    skipped, num, positions = in_conflict(log_p, batch["labels"], tokens.ids)
+    at = positions_of_batch(batch)
+    loss = -log_p.gather(2, batch["labels"].roll(-1, 1).clamp(min=0)[..., None])[..., 0]
+    if host == "smoothing":
+        loss = 0.9 * loss - 0.1 * log_p.mean(dim=-1)
+    for kind, kept in (("skip", at & ~skipped), ("learn", at)):
+        expected = (loss[kept].sum() / positions).item()
+        assert found[kind]["ce_loss"] == pytest.approx(expected, rel=1e-4)
+    assert found["skip"]["str/skipped"] == pytest.approx(num / positions)
 
 
 @pytest.mark.filterwarnings("ignore:.label_smoothing_factor")
@@ -275,6 +335,7 @@ def test_the_same_rows_packed_into_one(make_model, rows, tokenizer, tokens, tmp_
     [
         ({"conflicts": "drop"}, "conflicts"),
         ({"conflicts": "skip", "form": "logit"}, "log-probabilities"),
+        ({"conflicts": "skip", "weight": 0.0}, "as the host alone"),
         ({"conflicts": "skip", "reference_fraction": 0.5}, "reference_fraction"),
     ],
 )
@@ -316,7 +377,7 @@ def test_the_aligned_model_tells_poisoned_rows_from_others():
         at = positions_of_batch(batch)
         z0 = log_p_of(model, batch)[:, :, list(tokens.ids)][at]
         found = conflicts(z0, at, batch, at, tokens.tensor())
-        shares[name] = (found.num / found.num_responses).item()
+        shares[name] = (found.num / found.num_positions).item()
     assert shares["harmful"] > 0.9
     assert shares["harmless"] < 0.05
 
@@ -326,10 +387,11 @@ def test_a_loss_of_ones_own_is_told_what_to_leave_out(make_model, rows, tokenize
     model = get_peft_model(make_model(), lora()).train()
     regularizer = Regularizer(model, tokens, STRSettings(anchors="off"))
     asked = {name: each for name, each in batch.items() if name != "labels"}
-    with regularizer.watch(model, batch) as drift:
-        model(**asked)
+    for _ in range(3):
+        with regularizer.watch(model, batch) as drift:
+            model(**asked)
     assert drift.conflicts.positions.any()
-    assert "drift.conflicts.positions" in caplog.text
+    assert caplog.text.count("drift.conflicts.positions") == 1
     caplog.clear()
     with regularizer.watch(model, batch):
         model(**batch)
@@ -349,11 +411,11 @@ def test_drawn_rows_learn_all_and_say_so(make_model, tokens, caplog):
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ([(0.0, 1.0), (1.0, 0.5), (0.4, 0.5)], "67 % of the responses were not learned"),
+        ([(0.0, 1.0), (1.0, 0.5), (0.4, 0.5)], "67 % of the response tokens were not learned"),
         ([(0.9, 0.1), (0.2, 0.1)], None),
         # as much of the task is learned as before, though less is skipped at the end
         ([(0.5, 0.5), (0.9, 0.1)], "hardly learned"),
-        ([(0.0, 1.0), (0.0, 1.0)], "100 % of the responses were not learned"),
+        ([(0.0, 1.0), (0.0, 1.0)], "100 % of the response tokens were not learned"),
     ],
 )
 def test_the_end_counts_what_was_learned_only(entries, words, caplog):

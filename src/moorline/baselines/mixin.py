@@ -1,5 +1,6 @@
 """A peer's method in a trainer: its stages where a `transformers.Trainer` has them."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,7 +124,7 @@ class BaselineMixin(_Host):
         loss = weighted if method.replaces_task else loss + weighted
         return (loss, outputs) if return_outputs else loss
 
-    def _at_responses(self, record: dict[str, Any], inputs: Any) -> DriftSum:
+    def _at_responses(self, record: Mapping[str, Any], inputs: Any) -> DriftSum:
         mask = response_positions(inputs["labels"])
         labels = inputs["labels"].roll(-1, dims=1)[mask]
         trained = self._reader.states(record["hidden"], mask)

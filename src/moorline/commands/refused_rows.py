@@ -27,8 +27,9 @@ _LENGTH = 16
 _MANY, _SHOWN = 0.1, 10
 
 _SKIPPED = (
-    "Such rows are not learned, their refusals are held (`str/skipped` in the log). Look at them: "
-    "a harmful row ought to go; to learn harmless ones set `str_conflicts` to 'learn'."
+    "Those that answer otherwise are not learned, and its refusal is held (`str/skipped` in the "
+    "log). Look at them: a harmful row ought to go; to learn harmless ones set `str_conflicts` to "
+    "'learn'."
 )
 _HELD = (
     "There its refusals are held against the task, which is learned slower for it. Look at them: a "

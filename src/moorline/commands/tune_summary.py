@@ -40,8 +40,8 @@ def summary(run: Run) -> str:
     shares = [share for entry in run.log if (share := entry.get("str/skipped")) is not None]
     if any(shares):
         lines.append(
-            f"{100 * sum(shares) / len(shares):.1f} % of the responses were not learned: the "
-            "aligned model would refuse there (`str_conflicts`)."
+            f"{100 * sum(shares) / len(shares):.1f} % of the response tokens were not learned: "
+            "the aligned model would refuse there (`str_conflicts`)."
         )
     lines += [*_learned(losses), *_kept(run)]
     served = f"{output.rstrip('/')}-merged" if adapted else output

@@ -98,7 +98,7 @@ class WeightController:
         self._error = min(max(size, -1.0), 1.0)
         moved = self._integral + GAIN * self._error
         self._integral = min(max(moved, math.log(LOWEST)), math.log(HIGHEST))
-        if task_norm is not None and drift_norm:
+        if task_norm and drift_norm:  # a step of rows in conflict has no task to drown
             self._cap = max(RATIO * before * task_norm / drift_norm, LOWEST)
 
     def state(self) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,14 @@ class Settling(TrainerCallback):
             write_json(folder / STATE, held | self._regularizer.strength.state())
 
 
-def _held(settings: "STRSettings") -> dict[str, Any]:
+def _held(settings: "STRSettings") -> Mapping[str, Any]:
     """By what a training is held, as far as a resumed one must be held by the same."""
     weight = None if settings.budget is not None else settings.first_weight
-    return {"form": settings.form, "weight": weight, "positions": settings.positions}
+    conflicts = "skip" if settings.skips else "learn"
+    return {
+        "form": settings.form, "weight": weight, "positions": settings.positions,
+        "conflicts": conflicts,
+    }  # fmt: skip
 
 
 def whole_checkpoints(output: str | Path, *, with_state: bool = False) -> list[Path]:
@@ -145,7 +150,7 @@ def _check_held(path: Path, then: Any, settings: "STRSettings") -> None:
         )
     differ = [
         f"`{name}` was {then[name]!r} and is {now[name]!r}"
-        for name in ("weight", "positions")
+        for name in ("weight", "positions", "conflicts")
         if then[name] != now[name]
     ]
     if differ:

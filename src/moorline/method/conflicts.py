@@ -35,14 +35,33 @@ class Conflicts(NamedTuple):
     """The response positions of all of them."""
 
     num: Int64[Tensor, ""]
-    """How many responses these are."""
+    """How many positions these are."""
 
-    num_responses: Int64[Tensor, ""]
-    """How many responses the batch has."""
+    num_positions: Int64[Tensor, ""]
+    """How many response positions the batch has."""
 
     leaves_nothing: bool
     """Whether every response is in conflict. A mean over no token is no number: labels are then
     left as they are, and the loss is to be taken times 0."""
+
+    @property
+    def kept(self) -> Float[Tensor, ""]:
+        """The share of the response positions that is learned."""
+        return 1 - self.num / self.num_positions.clamp(min=1)
+
+    def of_task(self, loss: Tensor, *, counted: bool) -> Tensor:
+        """The task's loss with the skipped tokens counted in what it is divided by.
+
+        The whole of the host's loss is meant: what a router of experts adds to it goes along.
+
+        Args:
+            loss: Of the labels that are left.
+            counted: Whether it is divided by all tokens already. If not it is a mean over those
+                that are left, which would pull the harder the fewer there are.
+        """
+        if self.leaves_nothing:
+            return 0 * loss
+        return loss if counted else loss * self.kept.to(loss.device)
 
     def skip(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments of the model's call without the labels of these responses."""
@@ -78,9 +97,11 @@ def conflicts(
     t is the position before its first token y(t). A response that begins with a safety token is
     none, however it goes on: a refusal in other words can be learned.
 
-    What it cannot see: a refusal that the aligned model begins with other tokens, or only later, as
+    What it cannot see: a row that answers and yet begins with a safety token ("I can do that: ...",
+    where "I" is one); labels that begin before the model's own first token, as with a loss on the
+    whole conversation; a refusal that the aligned model begins with other tokens, or only later, as
     after a thought; and one that it says in less than half of all draws. Where a safety token is
-    also the usual beginning of harmless answers ("I"), such a row is taken for a conflict.
+    also the usual beginning of harmless answers, such a row is taken for a conflict.
 
     Args:
         reference_values: log p0 at the measured positions.
@@ -113,8 +134,8 @@ def conflicts(
     positions = responses & padded[of_response]
     return Conflicts(
         positions=positions,
-        num=found.sum(),
-        num_responses=begins.sum(),
+        num=positions.sum(),
+        num_positions=responses.sum(),
         leaves_nothing=bool(found.numel()) and bool(found.all()),
     )
 

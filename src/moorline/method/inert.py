@@ -336,7 +336,7 @@ def warn_of_little(log: Sequence[Mapping[str, Any]], learning_rate: float | None
     losses = task_losses(log)
     if learned and sum(learned) < _LEARNED * len(learned):
         _log.warning(
-            "%.0f %% of the responses were not learned, since the aligned model would refuse "
+            "%.0f %% of the response tokens were not learned, since the aligned model would refuse "
             "there. Look at the rows; to learn harmless ones set `conflicts` to 'learn'.",
             100 * (1 - sum(learned) / len(learned)),
         )

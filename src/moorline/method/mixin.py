@@ -42,7 +42,7 @@ class STRMixin(_Host):
     loss), `str/drift` (mean over positions), `str/weighted` (what was added) and `str/max_abs`
     (largest move of one logit). In training also `ce_grad_norm` and `str/grad_norm`, norms of the
     gradients of loss and weighted drift at the last hidden states; `str/skipped`, the share of
-    responses in conflict; with anchors `str/anchor_drift`; with a budget `str/weight` and
+    response tokens in conflict; with anchors `str/anchor_drift`; with a budget `str/weight` and
     `str/anchor_weight`, which it found.
 
     Args:
@@ -112,7 +112,7 @@ class STRMixin(_Host):
         if self._filling is not None and training:
             self._filling.keep(inputs)
         loss, outputs = result if return_outputs else (result, None)
-        loss = drift.of_task(loss)
+        loss = drift.of_task(loss, counted=num_items_in_batch is not None)
         if training and part is not None:
             if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
                 check_loss(loss, part.step + 1)

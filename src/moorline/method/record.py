@@ -1,7 +1,6 @@
 """One call of the model in training: z0 before it, its labels, the safety logits out of it."""
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,6 @@ from .reference import Reference
 
 if TYPE_CHECKING:
     from .regularizer import Regularizer
-
-_log = logging.getLogger(__name__)
 
 
 class Record:
@@ -34,8 +31,10 @@ class Record:
     ) -> None:
         self.regularizer, self.reference = regularizer, reference
         self.batch, self.positions, self.gradients = batch, positions, gradients
-        self.editable = editable
+        # a host may take labels out of its batch, and goes on with these tensors all the same
+        self.editable = None if editable is None else dict(editable)
         self.conflicts: Conflicts | None = None
+        self.is_counted = False  # whether the model's loss is divided by skipped tokens too
         self.is_asked, self.is_recorded = False, False
         self.difference: Tensor | None = None
         self.z0: Tensor | None = None
@@ -63,6 +62,7 @@ class Record:
         inputs = self.batch if self.reference.reads_batch else kwargs
         z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
         self.is_recorded, self.z0 = True, z0
+        self.is_counted = kwargs.get("num_items_in_batch") is not None
         exchange = capture.Exchange(z0, self.gradients)
         asked = {"safety_positions": self.positions, "safety_exchange": exchange}
         return args, {**self._without_conflicts(kwargs, z0), **asked}
@@ -72,8 +72,9 @@ class Record:
             return None
         own, self.difference = capture.take_difference(output)
         self.loss = getattr(own, "loss", None)
-        if self.loss is not None and self.conflicts is not None and self.conflicts.leaves_nothing:
-            self.loss = own["loss"] = 0 * self.loss
+        if self.loss is not None and self.conflicts is not None:
+            self.loss = own["loss"] = self.conflicts.of_task(self.loss, counted=self.is_counted)
+            self.is_counted = True
         return own
 
     def _without_conflicts(self, kwargs: Mapping[str, Any], z0: Tensor) -> Mapping[str, Any]:
@@ -87,11 +88,7 @@ class Record:
         if self.editable is not None:
             self.conflicts.skip_in_place(self.editable)
         elif not LABELS.keys() & kwargs.keys():
-            _log.warning(
-                "The model was called without labels, so the loss is one of your own: leave out "
-                "`drift.conflicts.positions` there, where the aligned model would refuse, or set "
-                "`conflicts` to 'learn'."
-            )
+            self.regularizer.tell_of_own_loss(self.conflicts)
         return without
 
 

@@ -59,10 +59,15 @@ class Drift:
     gradients: GradientNorms | None = None
     """Where asked for: norms of the gradients, there after the backward pass."""
 
-    def of_task(self, loss: Tensor) -> Tensor:
-        """The task's loss, which is 0 where every row of the batch is in conflict."""
-        leaves = self.conflicts is None or not self.conflicts.leaves_nothing
-        return loss if leaves else 0 * loss
+    is_counted: bool = False
+    """Whether the model's loss is divided by the tokens in conflict too; it is made so where the
+    model takes a mean. A loss of one's own is not."""
+
+    def of_task(self, loss: Tensor, *, counted: bool) -> Tensor:
+        """The host's loss as `Conflicts.of_task` has it; `counted` if its divisor was given."""
+        if self.conflicts is None:
+            return loss
+        return self.conflicts.of_task(loss, counted=counted or self.is_counted)
 
 
 class Regularizer:
@@ -79,6 +84,9 @@ class Regularizer:
     wrapped for several devices. With several batches to a step, divide both losses by the response
     tokens of the whole step: `sum(regularizer.num_positions(batch) for batch in batches)`. With a
     budget, call `regularizer.next_step()` after each `optimizer.step()`.
+
+    Rows in conflict (`conflicts.py`) carry no task loss: the labels that the model is called with
+    are masked. A loss taken elsewhere has to leave out `drift.conflicts.positions`.
 
     What it cannot see: contexts that the training data does not contain. It compares the safety
     logits where the model is trained, and relies on that to carry over to other prompts.
@@ -124,6 +132,7 @@ class Regularizer:
         self.rule = PositionRule.parse(self.settings.positions)
         self._spreads = spreads_of(tokens) if self.form.scaled else None
         self._num_watched, self._own_steps = 0, OwnSteps(model)
+        self._is_told = False
         self.vigil = Vigil()
         """Watches the first steps of a training."""
         self._check(model, tokenizer)
@@ -259,7 +268,7 @@ class Regularizer:
             scaled = found.total / self.settings.reference_fraction
             found = found._replace(total=scaled, num_positions=all_positions.sum())
         drift.sum, drift.num_measured = found, len(record.difference)
-        drift.conflicts = record.conflicts
+        drift.conflicts, drift.is_counted = record.conflicts, record.is_counted
         if trains:
             if drift.is_own_step and self.model.training:
                 step = self._own_steps.number()
@@ -272,7 +281,18 @@ class Regularizer:
 
     def skips_now(self) -> bool:
         """Whether a call of the model now is without the labels of rows in conflict."""
-        return self.settings.skips and torch.is_grad_enabled() and bool(self.model.training)
+        return self.settings.skips and torch.is_grad_enabled()
+
+    def tell_of_own_loss(self, found: Conflicts) -> None:
+        """Say once what a loss from the logits has to leave out."""
+        if self._is_told or not found.num:
+            return
+        self._is_told = True
+        _log.warning(
+            "The model was called without labels, so the loss is one of your own: leave out "
+            "`drift.conflicts.positions` there, where the aligned model would refuse, or set "
+            "`conflicts` to 'learn'."
+        )
 
     def editable(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch as the model is called with it, for `watch` to edit: its labels may be masked."""

@@ -130,6 +130,11 @@ class STRSettings:
         form = penalty.form(self.form)
         if self.conflicts not in CONFLICTS:
             raise unknown_choice("`conflicts`", self.conflicts, CONFLICTS)
+        if self.conflicts == "skip" and self.weight == 0:
+            raise InputError(
+                "`weight` 0 trains as the host alone, and `conflicts` 'skip' asks for less. Give a "
+                "small weight, or leave `conflicts` out."
+            )
         if self.conflicts == "skip" and not (form.normalised and self.reference_fraction == 1):
             raise InputError(
                 "`conflicts` 'skip' needs the probability of a refusal in every row, so a `form` "

@@ -42,8 +42,8 @@ class Tally:
     ) -> None:
         """Count one batch: the host's loss, what is added to it, the drift.
 
-        With anchors also that of those read beside it, and the batch's share of a step; and which
-        responses were skipped.
+        With anchors also that of those read beside it, and the batch's share of a step; and how
+        much of its responses was skipped.
         """
         values = {
             "ce_loss": loss,
@@ -58,7 +58,7 @@ class Tally:
             )
             values["steps"] = torch.full_like(nothing, share)
         if conflicts is not None:
-            values["skipped"], values["responses"] = conflicts.num, conflicts.num_responses
+            values["skipped"], values["asked"] = conflicts.num, conflicts.num_positions
         for name, value in values.items():
             value = value.detach().double() if value.device.type != "mps" else value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -110,8 +110,8 @@ class Tally:
         }
         if sums.get("steps"):
             found["str/anchor_drift"] = sums["anchors"] / sums["steps"]
-        if sums.get("responses"):
-            found["str/skipped"] = sums["skipped"] / sums["responses"]
+        if sums.get("asked"):
+            found["str/skipped"] = sums["skipped"] / sums["asked"]
         if not math.isnan(task):
             # Each process has the gradient of its own rows, times the number of processes; and
             # float16 training scales the loss.
