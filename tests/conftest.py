@@ -56,8 +56,11 @@ def make_model(tokenizer):
 
     def make(*, tied: bool = False, seed: int = 0, dtype=torch.float32, **config):
         set_seed(seed)
-        settings = {"max_position_embeddings": 128, "tie_word_embeddings": tied, **config}
-        return tiny_llama(len(tokenizer), **settings).to(dtype)
+        settings = {
+            "vocab_size": len(tokenizer), "max_position_embeddings": 128,
+            "tie_word_embeddings": tied, **config,
+        }  # fmt: skip
+        return tiny_llama(**settings).to(dtype)
 
     return make
 

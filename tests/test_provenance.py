@@ -47,6 +47,9 @@ def _break(monkeypatch, place, how):
             def __exit__(self, *_):
                 os.close(self._handle)
 
+            def writelines(self, lines):
+                self.write("".join(lines))
+
             def write(self, text):
                 os.write(self._handle, text[: len(text) // 2].encode())
                 how()

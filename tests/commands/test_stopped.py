@@ -39,7 +39,7 @@ def test_a_run_that_is_stopped_after_its_end_is_whole(flags, tmp_path, monkeypat
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moorline.commands.tune._leave_the_group", interrupt)
+    monkeypatch.setattr("moorline.commands.tune.leave_the_group", interrupt)
     stopped = tune(flags)
     assert stopped.exit_code == 130
     assert f"Stopped after the run was finished: {tmp_path / 'run'} is whole" in stopped.stderr

