@@ -16,7 +16,7 @@ import datasets
 import pytest
 import torch
 import transformers
-from helpers import BROWSER, conversations, tiny_llama, word_tokenizer
+from helpers import BROWSER, conversations, fits_its_schema, tiny_llama, word_tokenizer
 from transformers import set_seed
 
 from moorline import SafetyTokens
@@ -43,6 +43,20 @@ def _seed():
     set_seed(0)
     yield
     transformers.logging.set_verbosity_warning()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_file_fits_its_schema():
+    """Holds each file of ours against its JSON Schema as it is put in its place."""
+    put = os.replace
+
+    def holding(source, target, **places):
+        fits_its_schema(source, os.path.basename(target))
+        put(source, target, **places)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", holding)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """What several tests share: rows, settings, trainers, commands, and the files of a report."""
 
+import functools
+import importlib.util
 import json
 import os
 import shlex
@@ -30,7 +32,7 @@ from moorline.baselines import BaselineMixin, Materials, method_named
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
-from moorline.commands.file_formats import schemas
+from moorline.commands.file_formats import FILES, schemas
 from moorline.commands.tune_method import MethodConfig
 from moorline.report.rows import Answer, Run
 from moorline.report.runs import shown
@@ -391,20 +393,31 @@ def refused(result, *words):
     assert "Traceback" not in result.stderr
 
 
+@functools.cache
+def _validator(name):
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(schemas()[name])
+
+
 def fits_schema(name, value):
     """Whether the JSON Schema of our file of that name holds a value; raises where it does not."""
-    import jsonschema  # not there beside the oldest supported versions
+    _validator(name).validate(value)
 
-    jsonschema.Draft202012Validator(schemas()[name]).validate(value)
+
+def fits_its_schema(path, name):
+    """Whether what a file of that name is to hold fits its schema; files of others always do."""
+    if name in FILES and importlib.util.find_spec("jsonschema"):  # not beside the oldest versions
+        text = Path(path).read_text(encoding="utf-8")
+        for each in text.rstrip("\n").split("\n") if name.endswith(".jsonl") else [text]:
+            fits_schema(name, json.loads(each))
 
 
 def files_that_fit(folder):
     """The names of our files in a folder and below; each is held against its JSON Schema."""
     found = set()
-    for path in sorted(each for each in Path(folder).rglob("*") if each.name in schemas()):
-        text = path.read_text(encoding="utf-8")
-        for each in text.splitlines() if path.suffix == ".jsonl" else [text]:
-            fits_schema(path.name, json.loads(each))
+    for path in sorted(each for each in Path(folder).rglob("*") if each.name in FILES):
+        fits_its_schema(path, path.name)
         found.add(path.name)
     return found
 

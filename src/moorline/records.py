@@ -7,8 +7,9 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, reduce
 from importlib.resources import files
+from operator import or_
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,13 +141,14 @@ def write(path: str | Path, value: Any) -> None:
     write_json(path, plain(value))
 
 
-def json_schema(kind: type) -> Mapping[str, Any]:
-    """The JSON Schema of a dataclass's file (draft 2020-12), with its fields' docstrings."""
-    found = _adapter(kind, False).json_schema()
-    made = found["$defs"][kind.__name__]
-    for number in _schema(kind):
-        made["properties"] = {"schema": {"const": number}, **made["properties"]}
-        made["required"] = ["schema", *made.get("required", [])]
+def json_schema(*kinds: type) -> Mapping[str, Any]:
+    """The JSON Schema of a file that holds one of some dataclasses (draft 2020-12)."""
+    found = _adapter(reduce(or_, kinds), False).json_schema()
+    for kind in kinds:
+        made = found["$defs"][kind.__name__]
+        for number in _schema(kind):
+            made["properties"] = {"schema": {"const": number}, **made["properties"]}
+            made["required"] = ["schema", *made.get("required", [])]
     draft = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": draft, **found["items"], "$defs": found["$defs"]}
 

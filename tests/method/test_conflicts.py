@@ -27,6 +27,7 @@ from moorline import (
 )
 from moorline.chat.conversation import positions_of_batch
 from moorline.method.conflicts import conflicts
+from moorline.method.host import counts_all
 from moorline.method.inert import warn_of_little
 from moorline.method.positions import PositionRule
 from moorline.method.tally import warn_of_gradients
@@ -189,6 +190,8 @@ def test_in_a_trainer(accumulation, smoothed, make_model, rows, tokenizer, token
             make_model(), rows, tokenizer, tokens, tmp_path, lora(), **changes,
             str_form="kl", str_conflicts=kind,
         )  # fmt: skip
+        if smoothed and accumulation > 1 and not counts_all(trainer, 1):
+            pytest.skip("this version of transformers adds up the means of micro-batches")
         trainer.train()
         logs[kind] = trainer.state.log_history[0]
     batch = batch_of(rows, tokenizer)

@@ -30,6 +30,20 @@ from .run_file import Run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BegunAudit:
+    """What `audit.json` says of an audit that has not finished."""
+
+    SCHEMA: ClassVar[int] = SCHEMA
+
+    status: Literal["running"]
+    fingerprint: str
+    """Of all that shapes the answers: model, prompts, settings."""
+
+    at: str
+    """When it began, in UTC."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
     """What `audit.json` says of a finished audit."""
 
@@ -62,6 +76,18 @@ class Verdict:
 
     outcome: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnjudgedAnswer:
+    """A line of `answers.jsonl` of an audit that has not finished."""
+
+    suite: str
+    id: str
+    condition: str
+    draw: int
+    answer: str
+    truncated: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,22 +188,22 @@ class State:
     """The same of the anchors' weight."""
 
 
-FILES: Mapping[str, type] = {
-    "safety_tokens.json": SafetyTokens,
-    "run.json": Run,
-    "audit.json": Audit,
-    "answers.jsonl": Answer,
-    "drift.json": Drifted,
-    "anchors.jsonl": Anchor,
-    "cache.json": Manifest,
-    "cell.json": Found,
-    "compare.json": Compared,
-    "report.json": Page,
-    "moorline_state.json": State,
+FILES: Mapping[str, tuple[type, ...]] = {
+    "safety_tokens.json": (SafetyTokens,),
+    "run.json": (Run,),
+    "audit.json": (BegunAudit, Audit),
+    "answers.jsonl": (UnjudgedAnswer, Answer),
+    "drift.json": (Drifted,),
+    "anchors.jsonl": (Anchor,),
+    "cache.json": (Manifest,),
+    "cell.json": (Found,),
+    "compare.json": (Compared,),
+    "report.json": (Page,),
+    "moorline_state.json": (State,),
 }
-"""The files by name, with the type of what they hold; of a JSONL file the type of a line."""
+"""The files by name, with the types of what they hold; of a JSONL file those of a line."""
 
 
 def schemas() -> Mapping[str, Mapping[str, Any]]:
     """The JSON Schema of every file, by the file's name (draft 2020-12)."""
-    return {name: {"title": name, **json_schema(kind)} for name, kind in FILES.items()}
+    return {name: {"title": name, **json_schema(*kinds)} for name, kinds in FILES.items()}

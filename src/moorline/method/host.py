@@ -1,6 +1,7 @@
 """What a trainer was given: what does not fit, and its data sets, whose z0 may be kept on disk."""
 
 import importlib.util
+import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -129,6 +130,15 @@ def adds_up_losses(trainer: "Trainer") -> bool:
     if scaled is not None:
         return scaled
     return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
+
+
+def counts_all(trainer: "Trainer", num_items: Tensor | int | None) -> bool:
+    """Whether the host divides by all tokens of a step, or takes the mean over what is left."""
+    smoother = trainer.label_smoother
+    if num_items is None or smoother is None or trainer.compute_loss_func is not None:
+        return num_items is not None
+    # the smoothing of transformers 5.10 is not told the number, and always takes the mean
+    return "num_items_in_batch" in inspect.signature(smoother).parameters
 
 
 def positions_of_step(

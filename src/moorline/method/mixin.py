@@ -112,7 +112,7 @@ class STRMixin(_Host):
         if self._filling is not None and training:
             self._filling.keep(inputs)
         loss, outputs = result if return_outputs else (result, None)
-        loss = drift.of_task(loss, counted=num_items_in_batch is not None)
+        loss = drift.of_task(loss, counted=host.counts_all(self, num_items_in_batch))
         if training and part is not None:
             if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
                 check_loss(loss, part.step + 1)

@@ -35,6 +35,7 @@ class Record:
         self.editable = None if editable is None else dict(editable)
         self.conflicts: Conflicts | None = None
         self.is_counted = False  # whether the model's loss is divided by skipped tokens too
+        self._is_count_given = False
         self.is_asked, self.is_recorded = False, False
         self.difference: Tensor | None = None
         self.z0: Tensor | None = None
@@ -62,7 +63,7 @@ class Record:
         inputs = self.batch if self.reference.reads_batch else kwargs
         z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
         self.is_recorded, self.z0 = True, z0
-        self.is_counted = kwargs.get("num_items_in_batch") is not None
+        self._is_count_given = kwargs.get("num_items_in_batch") is not None
         exchange = capture.Exchange(z0, self.gradients)
         asked = {"safety_positions": self.positions, "safety_exchange": exchange}
         return args, {**self._without_conflicts(kwargs, z0), **asked}
@@ -73,7 +74,8 @@ class Record:
         own, self.difference = capture.take_difference(output)
         self.loss = getattr(own, "loss", None)
         if self.loss is not None and self.conflicts is not None:
-            self.loss = own["loss"] = self.conflicts.of_task(self.loss, counted=self.is_counted)
+            counted = self._is_count_given
+            self.loss = own["loss"] = self.conflicts.of_task(self.loss, counted=counted)
             self.is_counted = True
         return own
 
