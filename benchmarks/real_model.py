@@ -4,6 +4,8 @@
     python benchmarks/real_model.py align MODEL ALIGNED
     python benchmarks/real_model.py rows ROWS
     python benchmarks/real_model.py plan ROWS plan.yaml --model ALIGNED
+    python benchmarks/real_model.py keep COMPARED cells.jsonl
+    python benchmarks/real_model.py take cells.jsonl COMPARED
 
 All folders are outside the repository. `fetch` may be left out: `align` and `plan` take the folder
 of any chat model, and `plan` one that refuses already. See benchmarks/README.md.
@@ -56,6 +58,16 @@ def _parser():
     plan.add_argument("--model", type=Path, required=True, help="folder of a model that refuses")
     plan.add_argument("--only", nargs="+", help="data sets to keep [all]")
     plan.set_defaults(run=_plan)
+
+    keep = commands.add_parser("keep", help="finished cells of a comparison into one file")
+    keep.add_argument("compared", type=Path)
+    keep.add_argument("file", type=Path)
+    keep.set_defaults(run=_keep)
+
+    take = commands.add_parser("take", help="such cells into the folder of a comparison")
+    take.add_argument("file", type=Path)
+    take.add_argument("compared", type=Path)
+    take.set_defaults(run=_take)
     return parser
 
 
@@ -82,6 +94,18 @@ def _plan(words):
     from real_plan import write_plan
 
     write_plan(words.rows, words.out, model=words.model, only=words.only)
+
+
+def _keep(words):
+    from real_cells import keep_cells
+
+    print(f"{words.file}: {keep_cells(words.compared, words.file)} cells")
+
+
+def _take(words):
+    from real_cells import take_cells
+
+    print(f"{words.compared}: {take_cells(words.file, words.compared)} cells taken")
 
 
 if __name__ == "__main__":
