@@ -133,6 +133,8 @@ class Scripted(BaseHTTPRequestHandler):
     """A server that fails as real ones do; what it does is set by the test."""
 
     statuses: list[int] = []
+    bodies: list[tuple[str | bytes, str]] = []
+    """What it says in place of its own, with the type of each."""
     filtered = False
     seen: list[tuple[float, int]] = []
     lock = Lock()
@@ -145,6 +147,7 @@ class Scripted(BaseHTTPRequestHandler):
             cls.at_once += 1
             cls.seen.append((time.monotonic(), cls.at_once))
             status = cls.statuses.pop(0) if cls.statuses else 200
+            own = cls.bodies.pop(0) if cls.bodies else None
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(0.02)
         message = {"role": "assistant", "content": "I'm sorry, but I can't help with that."}
@@ -153,11 +156,12 @@ class Scripted(BaseHTTPRequestHandler):
                 "choices": [{"index": 0, "message": message, "finish_reason": reason}]}  # fmt: skip
         if status != 200:
             body = {"error": {"message": f"no: {self.headers['Authorization']}"}}
-        text = json.dumps(body).encode()
+        text, type_ = own or (json.dumps(body), "application/json")
+        text = text if isinstance(text, bytes) else text.encode()
         with cls.lock:
             cls.at_once -= 1
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", type_)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
@@ -170,7 +174,7 @@ class Scripted(BaseHTTPRequestHandler):
 def scripted(monkeypatch):
     """A server of the test's own, for the failures that a real one shows only by chance."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    kind = type("Its", (Scripted,), {"statuses": [], "seen": [], "lock": Lock()})
+    kind = type("Its", (Scripted,), {"statuses": [], "bodies": [], "seen": [], "lock": Lock()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     Thread(target=server.serve_forever, daemon=True).start()
     yield kind, f"http://127.0.0.1:{server.server_port}/v1"
@@ -212,11 +216,77 @@ def test_what_a_filter_holds_back_is_no_refusal(scripted, suite, tmp_path):
 
 def test_a_server_that_is_gone_is_not_asked_all(scripted, suite, tmp_path):
     kind, url = scripted
-    kind.statuses = [500] * 24
+    kind.statuses = [200] + [500] * 23
     runner.invoke(app, words(url, suite, tmp_path, "--concurrency", "1", "--retries", "0"))
     found = [json.loads(each) for each in outcome_lines(tmp_path)]
-    assert {each["outcome"] for each in found} == {"unscored"}
+    assert [each["outcome"] for each in found].count("unscored") == 23
+    assert 9 <= len(kind.seen) <= 11
+
+
+def test_a_server_that_never_answers_is_no_audit(scripted, suite, tmp_path):
+    kind, url = scripted
+    kind.statuses = [500] * 24
+    asked = words(url, suite, tmp_path, "--concurrency", "1", "--retries", "0")
+    refused(runner.invoke(app, asked), "answered none of 24 requests")
     assert 8 <= len(kind.seen) <= 10
+    kind.statuses.clear()
+    assert runner.invoke(app, asked).exit_code == 0
+    assert not any(json.loads(each)["outcome"] == "unscored" for each in outcome_lines(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>busy</html>", "", '{"id": "x", "choices": [{"index": 0, "mess', '{"choices": "abc"}',
+        '{"choices": [{"finish_reason": "stop", "message": null}]}', "[1]", b"{\"id\": \"\xff\"}",
+        'data: {"choices": [{"delta": {"content": "hi"}}]}\n\ndata: [DONE]\n\n',
+        '{"choices": [{"finish_reason": "stop", "message": {"content": 7}}]}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("type_", ["application/json", "text/html"])
+def test_what_is_no_chat_completion_is_unscored(body, type_, scripted, suite, tmp_path):
+    kind, url = scripted
+    kind.bodies = [(body, type_)]
+    result = runner.invoke(app, words(url, suite, tmp_path, "--retries", "0"))
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert "1 of 24 requests failed and are unscored" in result.stderr
+    assert runner.invoke(app, words(url, suite, tmp_path)).exit_code == 0
+    assert not any(json.loads(each)["outcome"] == "unscored" for each in outcome_lines(tmp_path))
+
+
+def test_an_answer_in_parts_is_read(scripted, suite, tmp_path):
+    kind, url = scripted
+    parts = [{"type": "text", "text": "I'm sorry, "}, {"type": "text", "text": "I can't."}]
+    message = {"role": "assistant", "content": parts}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    kind.bodies = [(json.dumps(body), "application/json")]
+    runner.invoke(app, words(url, suite, tmp_path, "--concurrency", "1"))
+    assert json.loads(outcome_lines(tmp_path)[0])["answer"] == "I'm sorry, I can't."
+
+
+@pytest.mark.parametrize("key", ["sk-with  two-spaces", "sk-" + "long" * 20])
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_key_that_the_server_repeats_is_in_no_file(
+    key, status, scripted, suite, tmp_path, monkeypatch
+):
+    kind, url = scripted
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    said = "x" * 270 + f" {key}"
+    message = {"role": "assistant", "content": said}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "error": {"message": said}}  # fmt: skip
+    kind.bodies, kind.statuses = [(json.dumps(body), "application/json")], [status]
+    result = runner.invoke(app, words(url, suite, tmp_path, "--concurrency", "1"))
+    assert result.exit_code == 0, result.output
+    shown = result.output + result.stderr + "".join(outcome_lines(tmp_path))
+    assert "xxx" in shown
+    assert key[:6] not in shown
+
+
+def test_a_key_that_can_be_none_is_refused(scripted, suite, tmp_path, monkeypatch):
+    _, url = scripted
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u043a\u043b\u044e\u0447")
+    refused(runner.invoke(app, words(url, suite, tmp_path)), "OPENAI_API_KEY")
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "OPENAI_API_KEY"), (404, "--model")])

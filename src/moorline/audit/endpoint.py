@@ -84,6 +84,7 @@ class Endpoint:
         """A client that retries with back-off.
 
         Raises:
+            InputError: If the key cannot be one.
             PrerequisiteError: If the package openai is not installed.
         """
         try:
@@ -93,6 +94,11 @@ class Endpoint:
                 "`endpoint` needs the package openai, which is not installed. Run "
                 "`pip install 'moorline[serve]'`."
             ) from error
+        if not self._key.isascii():
+            raise InputError(
+                f"The key in the environment variable {self.api_key_env} holds a character that no "
+                "key has. Copy it again."
+            )
         return OpenAI(
             base_url=self.url, api_key=self._key or "none", max_retries=self.retries,
             timeout=_SECONDS,
@@ -103,9 +109,12 @@ class Endpoint:
         return os.environ.get(self.api_key_env, "")
 
     def without_key(self, text: str) -> str:
-        """A message in one line, the key left out should the server repeat it."""
-        line = " ".join(text.split())[:300]
-        return line.replace(self._key, "***") if self._key else line
+        """What a server says, the key left out should it repeat it."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def line(self, error: Exception) -> str:
+        """An error in one short line, without the key."""
+        return " ".join(self.without_key(str(error)).split())[:300]
 
 
 def audit_endpoint(
@@ -225,9 +234,14 @@ class _Got(NamedTuple):
 def _asked(
     endpoint: Endpoint, questions: Some, settings: AuditSettings
 ) -> Iterator[tuple[int, Reply]]:
-    """The number of each with its reply, as they come; once the server is gone, unasked."""
+    """The number of each with its reply, as they come; once the server is gone, unasked.
+
+    Raises:
+        InputError: If the server refuses the key or the name.
+        PrerequisiteError: If it never answered.
+    """
     client, pace = endpoint.client(), _Pace(endpoint.requests_per_minute)
-    gone, in_a_row = threading.Event(), 0
+    gone, in_a_row, is_there, why = threading.Event(), 0, False, ""
 
     def ask(question: Question) -> _Got:
         if gone.is_set():
@@ -243,9 +257,16 @@ def _asked(
                 for each in as_completed(asked):
                     reply, is_down = each.result()
                     in_a_row = in_a_row + 1 if is_down else 0
+                    is_there, why = is_there or not is_down, why or reply.unasked or ""
                     if in_a_row >= _IN_A_ROW:
                         gone.set()
                     yield asked[each], reply
+            if not is_there:
+                raise PrerequisiteError(
+                    f"{endpoint.url} answered none of {len(questions)} requests "
+                    f"({why.removeprefix(FAILED)}). Check that the server runs and `endpoint` is "
+                    "its address; the same command then asks them."
+                )
         finally:
             gone.set()
             pool.shutdown(cancel_futures=True)
@@ -269,24 +290,40 @@ def _reply(client: Any, endpoint: Endpoint, question: Question, settings: AuditS
         )
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise InputError(
-            f"{endpoint.url} refuses the key ({endpoint.without_key(str(error))}). Put the right "
+            f"{endpoint.url} refuses the key ({endpoint.line(error)}). Put the right "
             f"one into the environment variable {endpoint.api_key_env}."
         ) from None
     except openai.NotFoundError as error:
         raise InputError(
             f"{endpoint.url} knows no model {endpoint.model!r}, or is no address of chat "
-            f"completions ({endpoint.without_key(str(error))}). Check --endpoint and --model."
+            f"completions ({endpoint.line(error)}). Check --endpoint and --model."
         ) from None
     except openai.BadRequestError as error:  # this prompt alone: too long, or filtered
-        return _failed(endpoint.without_key(str(error)), is_down=False)
-    except openai.OpenAIError as error:
-        return _failed(endpoint.without_key(str(error)), is_down=True)
-    choice = found.choices[0] if found.choices else None
-    if choice is None or choice.finish_reason == "content_filter":
-        why = "its filter gave no answer" if choice else "it gave no answer"
+        return _failed(endpoint.line(error), is_down=False)
+    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        # The client's own parser falls over what is no JSON, or JSON of another shape.
+        return _failed(endpoint.line(error), is_down=True)
+    return _answer_in(found, endpoint)
+
+
+def _answer_in(found: Any, endpoint: Endpoint) -> _Got:
+    """What a server said with success; the client takes it without a look, a page of HTML too."""
+    choices = getattr(found, "choices", None)
+    if not isinstance(choices, list):
+        return _failed("what it sent is no chat completion", is_down=True)
+    choice = choices[0] if choices else None
+    reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", None)
+    if message is None or reason == "content_filter":
+        filtered = reason == "content_filter"
+        why = "its filter gave no answer" if filtered else "it gave no answer"
         return _failed(why, is_down=False)
-    text = choice.message.content or choice.message.refusal or ""
-    return _Got(Reply(text, choice.finish_reason == "length"), is_down=False)
+    text = getattr(message, "content", None) or getattr(message, "refusal", None) or ""
+    if isinstance(text, list):  # of parts
+        parts = [each.get("text", "") for each in text if isinstance(each, dict)]
+        text = "".join(each for each in parts if isinstance(each, str))
+    if not isinstance(text, str):
+        return _failed("its answer is no text", is_down=False)
+    return _Got(Reply(endpoint.without_key(text), reason == "length"), is_down=False)
 
 
 def _failed(why: str, *, is_down: bool) -> _Got:
