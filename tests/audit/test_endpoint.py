@@ -264,6 +264,20 @@ def test_an_answer_in_parts_is_read(scripted, suite, tmp_path):
     assert json.loads(outcome_lines(tmp_path)[0])["answer"] == "I'm sorry, I can't."
 
 
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_thoughts_without_an_answer_are_unscored_as_they_are_locally(
+    reason, scripted, suite, tmp_path
+):
+    kind, url = scripted
+    message = {"role": "assistant", "content": None, "reasoning_content": "The user wants"}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+    kind.bodies = [(json.dumps(body), "application/json")] * 24
+    runner.invoke(app, words(url, suite, tmp_path))
+    found = [json.loads(each) for each in outcome_lines(tmp_path)]
+    assert {each["outcome"] for each in found} == {"unscored"}
+    assert all("its thoughts" in each["reason"] for each in found)
+
+
 @pytest.mark.parametrize("key", ["sk-with  two-spaces", "sk-" + "long" * 20])
 @pytest.mark.parametrize("status", [200, 400])
 def test_a_key_that_the_server_repeats_is_in_no_file(

@@ -29,8 +29,8 @@ def compare(first: Audit, second: Audit) -> tuple[Comparison, ...]:
             rows.append(
                 Comparison(
                     suite=suite.name, kind=suite.kind, condition=condition, metric=metric.name,
-                    judge=judge, against=first.model, num=num, difference=found.difference,
-                    low=found.low, high=found.high,
+                    judge=judge, against=first.adapter or first.model, num=num,
+                    difference=found.difference, low=found.low, high=found.high,
                     interval=None if found.low is None else interval,
                     p_value=found.p_value, p_adjusted=None,
                 )

@@ -323,6 +323,10 @@ def _answer_in(found: Any, endpoint: Endpoint) -> _Got:
         text = "".join(each for each in parts if isinstance(each, str))
     if not isinstance(text, str):
         return _failed("its answer is no text", is_down=False)
+    names = ("reasoning_content", "reasoning")  # where servers put thoughts that they cut off
+    thoughts = next((found for each in names if (found := getattr(message, each, None))), None)
+    if not text and isinstance(thoughts, str):
+        text = f"<think>{thoughts}" + ("" if reason == "length" else "</think>")
     return _Got(Reply(endpoint.without_key(text), reason == "length"), is_down=False)
 
 

@@ -232,12 +232,21 @@ def _is_same(first: Run, second: Run) -> bool:
     audited = [each for each in (first, second) if "audit" in each.provenance]
     tuned = [each for each in (first, second) if each.folder]
     if len(audited) == 2:
-        one, other = (each.audit.fingerprint for each in audited)
-        return len(tuned) < 2 and one is not None and one == other
+        # The fingerprint of what is served knows the address and the name, and no weights.
+        one, other = ((each.audit.fingerprint, each.measurements) for each in audited)
+        return len(tuned) < 2 and one[0] is not None and one == other
     if not audited or len(tuned) != 1:
         return False
     subject = _subject(audited[0])
     return subject is not None and subject.rstrip("/") in _places(tuned[0])
+
+
+def is_of(run: Run, subject: str) -> bool:
+    """Whether a model that a file names, by path or id, is that of a run."""
+    own = {_subject(run), run.name} | (_places(run) if run.folder else set())
+    names = {each.rstrip("/") for each in own if each}
+    is_path = os.path.isdir(subject)
+    return subject.rstrip("/") in names or (is_path and os.path.abspath(subject) in names)
 
 
 def _places(tuned: Run) -> set[str]:
