@@ -1,11 +1,15 @@
 """How a tuning ends: what it says, and the card that it pushes."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from helpers import tune
 
-from moorline.commands.tune_summary import _learned, _remedy
+from moorline.commands.run_file import Check
+from moorline.commands.tune_summary import _kept, _learned, _remedy
+from moorline.report.runs import read_runs
 
 
 def test_the_card_that_is_pushed_says_how_the_model_was_tuned(flags, tmp_path, monkeypatch):
@@ -56,3 +60,41 @@ def test_of_one_loss_nothing_is_said():
 def test_what_would_hold_lost_refusals_is_what_the_run_did_without(settings, said):
     """It told runs with anchors to add anchors, and a weight of 0 refuses them."""
     assert said in _remedy(SimpleNamespace(settings=settings))
+
+
+def _check(**changes):
+    asked = {"harmful": 32, "refused": 30, "harmless": 32, "answered": 31, "refused_before": 30,
+             "answered_before": 31, **changes}  # fmt: skip
+    settings = {"method": "str", "str_weight": 3.0}
+    return " ".join(_kept(SimpleNamespace(check=Check(**asked), settings=settings)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, "Refusals held"), ({"refused": 27}, "Refusals held"),
+     ({"refused": 26}, "Refusals were LOST"),
+     ({"refused": 0, "refused_before": 3}, "refuses too few of these to tell"),
+     ({"refused": 0, "refused_before": 0}, "refuses too few of these to tell"),
+     ({"harmful": 0, "refused": 0, "refused_before": 0}, "No answer to a harmful prompt could be")],
+)  # fmt: skip
+def test_it_says_whether_refusals_held_by_those_that_were_there(changes, said):
+    """3 refusals of 32 that were all lost were called held, and answers cut in thoughts failed."""
+    assert said in _check(**changes)
+    assert (
+        sum(each in _check(**changes) for each in ("held; a", "LOST", "too few", "No answer")) == 1
+    )
+
+
+def test_a_weight_of_0_holds_nothing_and_a_resumed_run_took_longer(flags):
+    asked = {**flags, "str_weight": 0, "save_strategy": "steps", "save_steps": 1}
+    result = tune(asked)
+    assert "5 tokens measured" in result.stdout, result.output
+    assert "2 steps in" in result.stdout
+    output = flags["output_dir"]
+    run = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps({**run, "status": "stopped"}))
+    shutil.rmtree(output / "checkpoint-2")
+    result = tune({**asked, "resume_from_checkpoint": True})
+    assert "2 steps, resumed; the last part took" in result.stdout, result.output
+    (run,) = read_runs([output])
+    assert run.training_seconds is None

@@ -152,10 +152,15 @@ def _tuned(path: Path) -> Run:
     origin = parse(Origin, value, str(path), remedy=_TUNE_AGAIN, others=True)
     # The log is drawn, and the tokens stand in a file of their own.
     rest = {name: each for name, each in value.items() if name not in ("log", "safety_tokens")}
+    # Of a run that was resumed the time is that of its last part.
+    seconds = origin.training_seconds or origin.seconds
     return Run(
-        curve=tuple(_steps(origin.log, path)), tuning=origin, provenance={"tuning": rest},
-        folder=path.parent, training_seconds=origin.training_seconds or origin.seconds,
-    )  # fmt: skip
+        curve=tuple(_steps(origin.log, path)),
+        tuning=origin,
+        provenance={"tuning": rest},
+        folder=path.parent,
+        training_seconds=None if origin.settings.get("resume_from_checkpoint") else seconds,
+    )
 
 
 def _steps(log: Sequence[Mapping[str, Any]], path: Path) -> Iterator[Step]:
