@@ -292,7 +292,7 @@ def replayed(model, batches, given, arguments, tmp_path):
     names = (
         "learning_rate", "max_steps", "gradient_accumulation_steps", "max_grad_norm", "optim",
         "lr_scheduler_type", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
-        "warmup_steps", "seed",
+        "warmup_steps", "seed", "label_smoothing_factor",
     )  # fmt: skip
     own = TrainingArguments(
         str(tmp_path / "replayed"), per_device_train_batch_size=1, logging_steps=1,

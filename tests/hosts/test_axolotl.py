@@ -161,6 +161,14 @@ def test_both_collators_read_a_cached_reference(packing, settings, tmp_path):
     assert evaluated[-1]["eval_str/drift"] > 1e-9
 
 
+def test_a_cache_of_packed_rows_needs_no_evaluation_set(settings, tmp_path):
+    """Axolotl's list of columns fell over its second call."""
+    changes = {"str_reference": "cached", "str_cache_dir": str(tmp_path / "cache"),
+               "sample_packing": True}  # fmt: skip
+    log = trained_by_axolotl(built({**settings, **changes}, tmp_path))
+    assert log[0]["str/drift"] < 1e-9 < log[1]["str/drift"]
+
+
 def test_without_tokens_axolotl_makes_its_own_trainer(settings, tmp_path):
     plain = {key: each for key, each in settings.items() if not key.startswith("str_")}
     assert type(built(plain, tmp_path)) is AxolotlTrainer

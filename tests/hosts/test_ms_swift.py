@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -140,6 +141,63 @@ def test_the_default_holds_by_its_anchors_as_the_plain_trainer_does(flags, tmp_p
         for key in ("loss", "ce_loss", "str/drift", "str/anchor_drift", "str/weighted"):
             # 1e-4: the drift is a small number; ms-swift rounds its log
             assert float(mine[key]) == pytest.approx(plain[key], rel=1e-4, abs=1e-7), key
+
+
+TEMPLATE = """import moorline.hosts.ms_swift
+from swift.template import TemplateMeta, register_template
+parts = {"prefix": [], "prompt": ["<|user|>{{QUERY}}<|end|><|assistant|>"],
+         "chat_sep": ["<|end|>"], "suffix": ["<|end|>"]}
+register_template(TemplateMeta("of_this_test", **parts), exist_ok=True)
+"""
+
+
+# (with both, ms-swift adds up the means of micro-batches)
+@pytest.mark.parametrize(("smoothing", "accumulation"), [(0, 1), (0, 2), (0.1, 1)])
+def test_rows_in_conflict_are_left_out_as_in_the_plain_trainer(
+    smoothing, accumulation, flags, tmp_path, monkeypatch
+):
+    """ms-swift counts the labels that are left itself: the loss was scaled down twice by them."""
+    chat = load_chat_model(aligned_path())
+    mine_safety_tokens(chat.model, chat.tokenizer).save(tmp_path / "mined.json")
+    write_settings(
+        tmp_path, monkeypatch, str_tokens=str(tmp_path / "mined.json"), str_anchors=False
+    )
+    (tmp_path / "moorline_swift.py").write_text(TEMPLATE)
+    rows = training_rows("plans", num=24, poison=0.5)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    batches, adapter = [], tmp_path / "adapter"
+
+    def before(trainer):
+        trainer.model.save_pretrained(adapter)
+        batches.append(recorded(trainer))
+
+    asked = {**flags, "model": aligned_path(), "max_length": 128, "template": "of_this_test",
+             "template_backend": "swift", "label_smoothing_factor": smoothing,
+             "gradient_accumulation_steps": accumulation,
+             "per_device_train_batch_size": 8 // accumulation}  # fmt: skip
+    trainer, log = run(asked, monkeypatch, before)
+    assert 0 < float(log[0]["str/skipped"]) < 1
+    found = given.read(ms_swift.settings_file())
+    model = PeftModel.from_pretrained(chat.model, adapter, is_trainable=True)
+    _, other = replayed(
+        model, batches[0], {"safety_tokens": found.safety_tokens, "settings": found.settings},
+        trainer.args, tmp_path,
+    )  # fmt: skip
+    for mine, plain in zip(log, other, strict=True):
+        for key in ("loss", "ce_loss", "grad_norm", "str/skipped", "str/drift"):
+            assert float(mine[key]) == pytest.approx(plain[key], rel=1e-4, abs=1e-7), key
+
+
+def test_labels_over_the_whole_conversation_are_told(flags, tmp_path, monkeypatch, caplog):
+    """With the jinja backend no response has a prompt before it, and no row is in conflict."""
+    chat = load_chat_model(aligned_path())
+    mine_safety_tokens(chat.model, chat.tokenizer).save(tmp_path / "mined.json")
+    write_settings(
+        tmp_path, monkeypatch, str_tokens=str(tmp_path / "mined.json"), str_anchors=False
+    )
+    monkeypatch.setattr(logging.getLogger("moorline"), "propagate", True)
+    run({**flags, "model": aligned_path(), "max_length": 128}, monkeypatch)
+    assert "have no prompt before them" in caplog.text
 
 
 def allow_padding_free(self):

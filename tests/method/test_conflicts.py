@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    Trainer,
     TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
@@ -21,13 +22,14 @@ from moorline import (
     InputError,
     Regularizer,
     SafetyTokens,
+    STRMixin,
     STRSettings,
     embedded,
     mine_safety_tokens,
 )
 from moorline.chat.conversation import positions_of_batch
-from moorline.method.conflicts import conflicts
-from moorline.method.host import counts_all
+from moorline.method.conflicts import Told, conflicts
+from moorline.method.host import own_batch
 from moorline.method.inert import warn_of_little
 from moorline.method.positions import PositionRule
 from moorline.method.tally import warn_of_gradients
@@ -116,6 +118,81 @@ def test_a_response_that_begins_with_a_safety_token_is_learned(tokens):
     assert found.positions.tolist() == [[False, False, False, True, True, False]]
 
 
+@pytest.mark.parametrize(
+    ("labels", "more", "unknown"),
+    [
+        ([[8, 7, 7, 7]], {}, 3),  # a loss on the whole conversation
+        ([[-100, 7, 7, 7]], {}, 3),  # all but the first token, which nothing predicts
+        ([[-100, -100, 7, 7]], {}, 0),
+        ([[7, 7, -100, -100, 7, 7]], {}, 1),  # an answer that packing has cut, then a whole one
+        ([[-100, -100, 7, 7, 7, 7]], {"position_ids": [[0, 1, 2, 0, 1, 2]]}, 0),
+        ([[-100, -100, 7, -100, 7, 7]], {"position_ids": [[0, 1, 2, 0, 1, 2]]}, 2),
+        ([[-100, -100, 7, 7]], {"attention_mask": [[0, 1, 1, 1]]}, 2),  # padded before
+    ],
+)
+def test_a_response_without_a_prompt_is_learned_and_counted(labels, more, unknown, tokens, caplog):
+    batch = {"labels": torch.tensor(labels), **{k: torch.tensor(v) for k, v in more.items()}}
+    at = positions_of_batch(batch)
+    z0 = torch.full((int(at.sum()), len(tokens)), 0.9 / len(tokens)).log()
+    found = conflicts(z0, at, batch, at, tokens.tensor())
+    assert (found.num_unknown, found.num) == (unknown, at.sum() - unknown)
+    told = Told()
+    for _ in range(2):
+        told.of(found, has_labels=True, host=None)
+    assert caplog.text.count("have no prompt before them") == (unknown > 0)
+
+
+class _Copying(Trainer):
+    """Takes its targets before it calls the model."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        targets = inputs.pop("labels")[:, 1:].contiguous()
+        logits = model(**inputs).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return (loss, None) if return_outputs else loss
+
+
+class _OfEachRow(Trainer):
+    """Means over rows: a row that is wholly masked has none."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs).logits[:, :-1].transpose(1, 2)
+        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none").sum(dim=1)
+        loss = (each / (labels != -100).sum(dim=1)).mean()
+        return (loss, None) if return_outputs else loss
+
+
+@pytest.mark.parametrize("host", [_Copying, _OfEachRow])
+def test_a_loss_of_the_trainers_own_is_told_of(
+    host, make_model, tokenizer, tokens, tmp_path, caplog
+):
+    class Held(STRMixin, host):
+        pass
+
+    def trainer(kind):
+        arguments = TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=24, max_steps=1, report_to="none",
+            use_cpu=True, disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        return Held(
+            get_peft_model(make_model(), lora()), arguments, safety_tokens=tokens,
+            train_dataset=labelled(conversations(24), tokenizer),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            settings=STRSettings(form="kl", anchors="off", conflicts=kind),
+        )  # fmt: skip
+
+    said = "`compute_loss` takes a loss of its own"
+    trainer("learn").train()
+    assert said not in caplog.text
+    if host is _OfEachRow:
+        with pytest.raises(InputError, match="rows in conflict have nothing left"):
+            trainer("skip").train()
+    else:
+        trainer("skip").train()
+    assert caplog.text.count(said) == 1
+
+
 def test_no_response_at_all_is_no_conflict(tokens):
     labels = torch.full((2, 5), -100)
     at = positions_of_batch({"labels": labels})
@@ -190,7 +267,11 @@ def test_in_a_trainer(accumulation, smoothed, make_model, rows, tokenizer, token
             make_model(), rows, tokenizer, tokens, tmp_path, lora(), **changes,
             str_form="kl", str_conflicts=kind,
         )  # fmt: skip
-        if smoothed and accumulation > 1 and not counts_all(trainer, 1):
+        if (
+            smoothed
+            and accumulation > 1
+            and not own_batch(trainer, trainer.regularizer, {}, 1).is_counted
+        ):
             pytest.skip("this version of transformers adds up the means of micro-batches")
         trainer.train()
         logs[kind] = trainer.state.log_history[0]

@@ -27,3 +27,8 @@ class AxolotlSTRTrainer(STRMixin, AxolotlTrainer):
             reference_model=found.reference_model,
             **kwargs,
         )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Axolotl's, once: with packing its second call fails, and a cache has made the first."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()

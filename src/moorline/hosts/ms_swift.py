@@ -35,6 +35,10 @@ class SwiftSTRTrainer(STRMixin, Seq2SeqTrainer):
         InputError: For what `STRMixin` and `refuse_clashes` refuse, or if the settings are missing.
     """
 
+    # ms-swift's own losses read the labels after the model's call; its smoothing is not told how
+    # many tokens a step has.
+    takes_own_loss, smooths_by_mean = True, True
+
     def __init__(self, model: Any, args: Any, template: Any, *more: Any, **kwargs: Any) -> None:
         refuse_clashes(args, template)
         found = given.read(settings_file())

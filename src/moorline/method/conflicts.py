@@ -11,6 +11,7 @@ Axis names, used in every signature of this module:
     safety    vocabulary entries listed in a `SafetyTokens`
 """
 
+import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -19,13 +20,26 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..chat.conversation import IGNORED_LABEL
-from .positions import indices_in_response
+from .positions import beginnings, indices_in_response
+
+_log = logging.getLogger(__name__)
 
 REFUSES = 0.5
 """The aligned model would refuse where its safety tokens together get more than this."""
 
 LABELS = {"labels": 1, "shift_labels": 0}
 """The labels in a batch: by how many places a token's label stands after its position."""
+
+
+class HostBatch(dict[str, Any]):
+    """A host's own copy of a batch: its labels may be masked where a row is in conflict."""
+
+    is_counted: bool = False
+    """Whether the host divides its loss by all tokens of the step, whatever labels are left."""
+
+    is_known: bool = True
+    """Whether a loss that the host takes itself is read from these labels after the model's call,
+    as `Trainer` does with label smoothing or a `compute_loss_func`."""
 
 
 class Conflicts(NamedTuple):
@@ -39,6 +53,9 @@ class Conflicts(NamedTuple):
 
     num_positions: Int64[Tensor, ""]
     """How many response positions the batch has."""
+
+    num_unknown: Int64[Tensor, ""]
+    """How many of them stand in responses that have no prompt before them: they are learned."""
 
     leaves_nothing: bool
     """Whether every response is in conflict. A mean over no token is no number: labels are then
@@ -83,6 +100,48 @@ class Conflicts(NamedTuple):
         return masked
 
 
+class Told:
+    """Says once what rows in conflict need of whoever trains, and what cannot be known of them."""
+
+    def __init__(self) -> None:
+        self._of_loss = self._of_unknown = False
+
+    def of(self, found: Conflicts, *, has_labels: bool, host: HostBatch | None) -> None:
+        """Look at one batch.
+
+        Args:
+            found: Its rows in conflict.
+            has_labels: Whether the model was called with labels, so that it takes the loss.
+            host: The host's own copy of the batch; None in a loop of one's own.
+        """
+        if not self._of_unknown and found.num_unknown:
+            self._of_unknown = True
+            _log.warning(
+                "%d of the %d response tokens of a batch have no prompt before them (a loss on the "
+                "whole conversation, or answers cut in two by packing). Whether the aligned model "
+                "would refuse there is not known, so they are learned. Train on the responses "
+                "alone, packed whole, or set `conflicts` to 'learn'.",
+                found.num_unknown, found.num_positions,
+            )  # fmt: skip
+        is_seen = has_labels or (host is not None and host.is_known)
+        if is_seen or self._of_loss or not found.num:
+            return
+        self._of_loss = True
+        if host is None:
+            _log.warning(
+                "The model was called without labels, so the loss is one of your own: leave out "
+                "`drift.conflicts.positions` there, where the aligned model would refuse, or set "
+                "`conflicts` to 'learn'."
+            )
+        else:
+            _log.warning(
+                "The trainer's `compute_loss` takes a loss of its own. Rows in conflict are masked "
+                "in the labels of its batch when the model is called: a loss that copied the "
+                "labels before learns them, and a mean over each row has nothing left there. Give "
+                "the loss as `compute_loss_func`, or set `conflicts` to 'learn'."
+            )
+
+
 def conflicts(
     reference_values: Float[Tensor, "position safety"],
     measured: Bool[Tensor, "batch time"],
@@ -98,10 +157,11 @@ def conflicts(
     none, however it goes on: a refusal in other words can be learned.
 
     What it cannot see: a row that answers and yet begins with a safety token ("I can do that: ...",
-    where "I" is one); labels that begin before the model's own first token, as with a loss on the
-    whole conversation; a refusal that the aligned model begins with other tokens, or only later, as
-    after a thought; and one that it says in less than half of all draws. Where a safety token is
-    also the usual beginning of harmless answers, such a row is taken for a conflict.
+    where "I" is one); a response without a prompt before it, as with a loss on the whole
+    conversation, or where packing has cut an answer in two (`num_unknown` counts them); a refusal
+    that the aligned model begins with other tokens, or only later, as after a thought; and one that
+    it says in less than half of all draws. Where a safety token is also the usual beginning of
+    harmless answers, such a row is taken for a conflict.
 
     Args:
         reference_values: log p0 at the measured positions.
@@ -126,16 +186,21 @@ def conflicts(
     mass = torch.zeros(responses.shape, dtype=torch.float32, device=device)
     mass[measured] = reference_values.detach().float().exp().sum(dim=-1)
     is_own = torch.isin(_following(batch).to(device), safety_ids.to(device))
-    opposed = begins & (mass > REFUSES) & ~is_own
+    headless = begins & beginnings(batch, responses)
+    opposed = begins & (mass > REFUSES) & ~is_own & ~headless
     # each position belongs to the response that began last in its row
     of_response = begins.flatten().long().cumsum(dim=0).view(begins.shape) - 1
-    found = opposed[begins]
-    padded = torch.cat([found, found.new_zeros(1)])  # index -1: before any response
-    positions = responses & padded[of_response]
+
+    def belonging(to: Tensor) -> Tensor:
+        padded = torch.cat([to[begins], to.new_zeros(1)])  # index -1: before any response
+        return responses & padded[of_response]
+
+    positions, found = belonging(opposed), opposed[begins]
     return Conflicts(
         positions=positions,
         num=positions.sum(),
         num_positions=responses.sum(),
+        num_unknown=belonging(headless).sum(),
         leaves_nothing=bool(found.numel()) and bool(found.all()),
     )
 

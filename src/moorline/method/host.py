@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..processes import from_first
 from ..provenance import fingerprint
 from . import adapters, cache, cache_job, cache_plan, capture, penalty
+from .conflicts import HostBatch
 from .reference import TrainingPlan
 from .regularizer import Regularizer
 from .settings import AUTO_ANCHORS, NO_ANCHORS, STRSettings
@@ -132,13 +133,24 @@ def adds_up_losses(trainer: "Trainer") -> bool:
     return bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
 
 
-def counts_all(trainer: "Trainer", num_items: Tensor | int | None) -> bool:
-    """Whether the host divides by all tokens of a step, or takes the mean over what is left."""
-    smoother = trainer.label_smoother
-    if num_items is None or smoother is None or trainer.compute_loss_func is not None:
-        return num_items is not None
-    # the smoothing of transformers 5.10 is not told the number, and always takes the mean
-    return "num_items_in_batch" in inspect.signature(smoother).parameters
+def own_batch(
+    trainer: "Trainer", regularizer: Regularizer, batch: Any, num_items: Tensor | int | None
+) -> HostBatch:
+    """The host's own copy of a batch, and what is known of the loss that it takes from it.
+
+    A host may say more of itself by attributes of its class: `takes_own_loss`, if a loss of its own
+    is read from the labels after the model's call; `smooths_by_mean`, if its label smoothing takes
+    the mean over what is left.
+    """
+    own, smoother = regularizer.editable(batch), trainer.label_smoother
+    is_own = bool(smoother or trainer.compute_loss_func)
+    own.is_known = is_own or getattr(trainer, "takes_own_loss", False)
+    own.is_counted = num_items is not None
+    if own.is_counted and smoother is not None and trainer.compute_loss_func is None:
+        # the smoothing of transformers 5.10 is not told the number
+        is_told = "num_items_in_batch" in inspect.signature(smoother).parameters
+        own.is_counted = is_told and not getattr(trainer, "smooths_by_mean", False)
+    return own
 
 
 def positions_of_step(

@@ -225,8 +225,9 @@ def check_loss(loss: Tensor, step: int) -> None:
     if not math.isfinite(loss.item()):
         raise InputError(
             f"Step {step}: the task loss is {loss.item()}, and nothing was learned from it. Check "
-            "for rows without a response; resume from the last checkpoint with a smaller "
-            "`learning_rate`."
+            "for rows without a response, and for a loss of your own that takes a mean over each "
+            "row, where rows in conflict have nothing left (`conflicts`); resume from the last "
+            "checkpoint with a smaller `learning_rate`."
         )
 
 

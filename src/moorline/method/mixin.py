@@ -97,7 +97,7 @@ class STRMixin(_Host):
     ) -> Any:
         """The host's loss plus weight times the drift, divided as the host divides."""
         training = bool(self.model.training)  # pyright: ignore
-        own = self.regularizer.editable(inputs)
+        own = host.own_batch(self, self.regularizer, inputs, num_items_in_batch)
         if self._filling is not None:
             inputs = self._filling.read(inputs)
         part = self._steps.part(self.state.global_step, self) if training else None
@@ -112,7 +112,7 @@ class STRMixin(_Host):
         if self._filling is not None and training:
             self._filling.keep(inputs)
         loss, outputs = result if return_outputs else (result, None)
-        loss = drift.of_task(loss, counted=host.counts_all(self, num_items_in_batch))
+        loss = drift.of_task(loss, counted=own.is_counted)
         if training and part is not None:
             if self.accelerator.scaler is None:  # float16's scaler skips a step that overflows
                 check_loss(loss, part.step + 1)

@@ -83,6 +83,27 @@ def indices_in_response(
     return index - torch.where(positions, 0, index).cummax(dim=1).values
 
 
+def beginnings(
+    inputs: Mapping[str, Any], positions: Bool[Tensor, "batch time"]
+) -> Bool[Tensor, "batch time"]:
+    """The first token of each document.
+
+    Example:
+        >>> padded = {"attention_mask": torch.tensor([[0, 1, 1]])}
+        >>> beginnings(padded, torch.tensor([[False, True, True]])).int()
+        tensor([[0, 1, 0]], dtype=torch.int32)
+    """
+    seen, ids = inputs.get("attention_mask"), inputs.get("position_ids")
+    real = torch.ones_like(positions)
+    if isinstance(seen, Tensor) and seen.shape == positions.shape:
+        real = seen.to(positions.device).bool()
+    before = torch.cat([torch.zeros_like(real[:, :1]), real[:, :-1]], dim=1)
+    found = real & ~before
+    if isinstance(ids, Tensor) and ids.shape == positions.shape:
+        found = found | (real & (ids.to(positions.device) == 0))
+    return found
+
+
 def draw_rows(
     inputs: Mapping[str, Any],
     positions: Bool[Tensor, "batch time"],

@@ -1,7 +1,7 @@
 """One call of the model in training: z0 before it, its labels, the safety logits out of it."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..chat.conversation import positions_of_batch
 from ..errors import InputError
 from . import capture
-from .conflicts import LABELS, Conflicts, conflicts
+from .conflicts import LABELS, Conflicts, HostBatch, conflicts
 from .gradients import GradientNorms
 from .reference import Reference
 
@@ -27,15 +27,16 @@ class Record:
         batch: Mapping[str, Any],
         positions: Tensor,
         gradients: GradientNorms | None,
-        editable: MutableMapping[str, Any] | None,
+        editable: HostBatch | None,
     ) -> None:
         self.regularizer, self.reference = regularizer, reference
         self.batch, self.positions, self.gradients = batch, positions, gradients
+        self.host = editable
         # a host may take labels out of its batch, and goes on with these tensors all the same
         self.editable = None if editable is None else dict(editable)
         self.conflicts: Conflicts | None = None
         self.is_counted = False  # whether the model's loss is divided by skipped tokens too
-        self._is_count_given = False
+        self._is_count_given = editable is not None and editable.is_counted
         self.is_asked, self.is_recorded = False, False
         self.difference: Tensor | None = None
         self.z0: Tensor | None = None
@@ -63,7 +64,7 @@ class Record:
         inputs = self.batch if self.reference.reads_batch else kwargs
         z0 = self.regularizer.reference_values(self.reference, module, inputs, self.positions)
         self.is_recorded, self.z0 = True, z0
-        self._is_count_given = kwargs.get("num_items_in_batch") is not None
+        self._is_count_given |= kwargs.get("num_items_in_batch") is not None
         exchange = capture.Exchange(z0, self.gradients)
         asked = {"safety_positions": self.positions, "safety_exchange": exchange}
         return args, {**self._without_conflicts(kwargs, z0), **asked}
@@ -89,8 +90,8 @@ class Record:
         without = self.conflicts.skip(kwargs)
         if self.editable is not None:
             self.conflicts.skip_in_place(self.editable)
-        elif not LABELS.keys() & kwargs.keys():
-            self.regularizer.tell_of_own_loss(self.conflicts)
+        has_labels = bool(LABELS.keys() & kwargs.keys())
+        self.regularizer.told.of(self.conflicts, has_labels=has_labels, host=self.host)
         return without
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from ..errors import InputError
 from . import adapters, capture, penalty
 from .anchors import BUILT_IN, Anchors, anchors_for
 from .cache import COLUMN, KEYS, Cached
-from .conflicts import LABELS, Conflicts
+from .conflicts import LABELS, Conflicts, HostBatch, Told
 from .gradients import GradientNorms
 from .inert import OwnSteps, Vigil, check_anchors, check_finite, check_refusals
 from .positions import PositionRule, draw_rows, needed_part
@@ -132,7 +132,8 @@ class Regularizer:
         self.rule = PositionRule.parse(self.settings.positions)
         self._spreads = spreads_of(tokens) if self.form.scaled else None
         self._num_watched, self._own_steps = 0, OwnSteps(model)
-        self._is_told = False
+        self.told = Told()
+        """What was said of rows in conflict, once."""
         self.vigil = Vigil()
         """Watches the first steps of a training."""
         self._check(model, tokenizer)
@@ -212,7 +213,7 @@ class Regularizer:
         *,
         gradients: bool = False,
         part: Part | None = None,
-        editable: MutableMapping[str, Any] | None = None,
+        editable: HostBatch | None = None,
     ) -> Iterator[Drift]:
         """Record the model's first call in this block, and before it compute z0 for the same.
 
@@ -283,22 +284,11 @@ class Regularizer:
         """Whether a call of the model now is without the labels of rows in conflict."""
         return self.settings.skips and torch.is_grad_enabled()
 
-    def tell_of_own_loss(self, found: Conflicts) -> None:
-        """Say once what a loss from the logits has to leave out."""
-        if self._is_told or not found.num:
-            return
-        self._is_told = True
-        _log.warning(
-            "The model was called without labels, so the loss is one of your own: leave out "
-            "`drift.conflicts.positions` there, where the aligned model would refuse, or set "
-            "`conflicts` to 'learn'."
-        )
-
-    def editable(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def editable(self, batch: Mapping[str, Any]) -> HostBatch:
         """A batch as the model is called with it, for `watch` to edit: its labels may be masked."""
         names = LABELS.keys() if self.skips_now() else ()
         own = {name: each for name, each in batch.items() if name not in (COLUMN, KEYS)}
-        return {name: each.clone() if name in names else each for name, each in own.items()}
+        return HostBatch({n: each.clone() if n in names else each for n, each in own.items()})
 
     def weighted(
         self, drift: Drift, num_items: Tensor | int | None = None, *, anchor_times: int = 1
