@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from moorline.chat.conversation import (
     IGNORED_LABEL,
+    conversation_of,
     mark_responses,
     positions_of_batch,
     response_positions,
@@ -382,3 +383,10 @@ def test_a_call_of_a_tool_is_a_response_and_what_the_tool_says_is_none():
     assert calls.startswith("<tool_call>")
     assert "Rome" in calls
     assert answer == "It rains.<|im_end|>"
+
+
+def test_tools_that_are_no_json_are_refused_by_name():
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert conversation_of({**row, "tools": "[]"}).variables == {"tools": []}
+    with pytest.raises(InputError, match=r"`tools` of a row must be a list.*got 'none'"):
+        conversation_of({**row, "tools": "none"})

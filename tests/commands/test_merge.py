@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 from helpers import refused, runner, tune
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from moorline.commands.cli import app
 from moorline.commands.merge import checked
@@ -65,3 +65,33 @@ def test_what_cannot_be_merged_is_refused(model_folder, flags, tmp_path):
     result = runner.invoke(app, ["merge", str(flags["output_dir"]), "--output", str(full)])
     refused(result, "not empty")
     assert [each.name for each in full.iterdir()] == ["mine.txt"]
+
+
+def test_an_adapter_of_another_size_is_refused_in_one_line(make_model, tokenizer, tmp_path):
+    """Tokens were added and the base was never saved with them: torch's own error is a page."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    make_model().save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    asked = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    get_peft_model(model, asked).save_pretrained(adapter, save_embedding_layers=False)
+    result = runner.invoke(app, ["merge", str(adapter), "--output", str(tmp_path / "merged")])
+    refused(result, "does not fit the model it is put on (size mismatch")
+    assert not (tmp_path / "merged").exists()
+    result = runner.invoke(app, ["audit", str(adapter), "--output", str(tmp_path / "audit")])
+    refused(result, "does not fit the model")
+
+
+def test_a_merge_that_fails_in_writing_leaves_no_folder(flags, tmp_path, monkeypatch):
+    assert tune(flags).exit_code == 0
+
+    def fails(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", fails)
+    merged = tmp_path / "merged"
+    result = runner.invoke(app, ["merge", str(flags["output_dir"]), "--output", str(merged)])
+    assert result.exit_code == 2, result.output
+    assert not merged.exists()
+    assert not list(tmp_path.glob(".merged*"))

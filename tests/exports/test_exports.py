@@ -236,6 +236,29 @@ def test_the_lm_eval_folder_is_whole_and_its_judge_is_ours(folder, tmp_path):
     assert place["JUDGE"].name == judge("keywords").name
 
 
+def test_tasks_of_lm_eval_have_names_of_their_own(folder, tmp_path):
+    """Suites that differ in punctuation alone were one task, and one of them was not run."""
+    text = json.loads((folder / "audit.json").read_text())
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8")
+    for old, new in (("xstest-harmful", "my-set"), ("xstest-harmless", "my_set")):
+        lines = lines.replace(f'"{old}"', f'"{new}"')
+        text = json.loads(json.dumps(text).replace(f'"{old}"', f'"{new}"'))
+    text["settings"]["endpoint"] = "http://localhost:1/v1/"
+    audited = tmp_path / "audited"
+    audited.mkdir()
+    (audited / "audit.json").write_text(json.dumps(text))
+    (audited / "answers.jsonl").write_text(lines, encoding="utf-8")
+    words = exported("lm-eval", audited, tmp_path / "tasks")["command"]
+    assert words[words.index("--tasks") + 1] == "moorline_my_set,moorline_my_set_2"
+    names = [line for each in sorted((tmp_path / "tasks").glob("*.yaml"))
+             for line in each.read_text().splitlines() if line.startswith("task:")]  # fmt: skip
+    assert names == ["task: moorline_my_set", "task: moorline_my_set_2"]
+    assert words[words.index("--model") + 1] == "local-chat-completions"
+    assert words[words.index("--model_args") + 1].endswith(
+        "base_url=http://localhost:1/v1/chat/completions"
+    )
+
+
 @needs_lm_eval
 @pytest.mark.slow
 def test_lm_eval_runs_the_folder_with_our_refusal_rate(folder, tmp_path):

@@ -103,11 +103,20 @@ def conversation_of(row: Mapping[str, Any], *, texts: bool = True) -> Conversati
         return None
     if not messages or not all(isinstance(each, Mapping) for each in messages):
         return None
-    tools = row.get("tools")
-    variables = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    variables = {"tools": _tools(row.get("tools"))}
     variables |= row.get("chat_template_kwargs") or {}
     given = {name: value for name, value in variables.items() if value is not None}
     return Conversation([_message(each) for each in messages], len(prompt), given)
+
+
+def _tools(given: Any) -> Any:
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise InputError(
+            f"`tools` of a row must be a list, or JSON of one, got {given[:60]!r}. Correct the "
+            "rows, or leave the column out."
+        ) from error
 
 
 # ShareGPT's names of who speaks

@@ -196,14 +196,31 @@ def load_chat_model(
     if device_map is None and quantization is None:
         model = model.to("cuda" if cuda else "cpu")
     if adapter is not None:
-        from peft import PeftModel
-
-        with _told(str(adapter)):
-            model = PeftModel.from_pretrained(model, adapter)
+        model = with_adapter(model, adapter)
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     if tokenizer is not None or own:
         return ChatModel(model, load(AutoTokenizer, str(tokenizer or adapter)))
     return ChatModel(model, load(AutoTokenizer, name, **remote))
+
+
+def with_adapter(model: Any, folder: str | Path, **kwargs: Any) -> Any:
+    """A model with a PEFT adapter on it.
+
+    Raises:
+        InputError: If the adapter is damaged, or was trained on a model of other sizes.
+    """
+    from peft import PeftModel
+
+    try:
+        with _told(str(folder)):
+            return PeftModel.from_pretrained(model, str(folder), **kwargs)
+    except RuntimeError as error:  # torch: a list of the weights whose sizes differ
+        wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        raise InputError(
+            f"{folder}: does not fit the model it is put on ({(wrong or [str(error)])[0][:200]}). "
+            "Give the model that it was trained on; if that had tokens added, save it with them, "
+            "and name it in adapter_config.json."
+        ) from error
 
 
 def _quantized(quantization: str | None) -> Mapping[str, BitsAndBytesConfig]:

@@ -3,17 +3,17 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..audit.suites import builtin_suites
 from ..chat.chat_model import ChatModel
-from ..chat.loading import load
+from ..chat.loading import load, with_adapter
 from ..errors import InputError
 from .library_messages import quiet
 from .lineage import lineage_of
@@ -72,16 +72,20 @@ def merge(folder: str | Path, output: str | Path) -> Merged:
     with quiet():
         tokenizer = load(AutoTokenizer, str(folder if _has_tokenizer(folder) else start.model))
         base = load(AutoModelForCausalLM, start.model, dtype="auto")
-        adapted: Any = PeftModel.from_pretrained(base, start.adapter)
+        adapted = with_adapter(base, start.adapter)
         rows = _rows(ChatModel(adapted, tokenizer))
         before = _logits(ChatModel(adapted, tokenizer), rows)
         model = adapted.merge_and_unload(safe_merge=True)
         found = checked(before, _logits(ChatModel(model, tokenizer), rows), model.dtype, output)
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    for name in _BESIDE:
-        if (Path(folder) / name).is_file():
-            shutil.copyfile(Path(folder) / name, output / name)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+            whole = Path(scratch, "whole")
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            for name in _BESIDE:
+                if (Path(folder) / name).is_file():
+                    shutil.copyfile(Path(folder) / name, whole / name)
+            whole.replace(output)  # an empty folder gives way
     return found
 
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,7 +21,7 @@ from transformers import (
 )
 
 from ..chat.chat_model import ChatModel
-from ..chat.loading import check_adapter_folder, check_model_folder, load
+from ..chat.loading import check_adapter_folder, check_model_folder, load, with_adapter
 from ..errors import InputError
 from ..exports.trackers import log_files
 from ..method.adapters import weights_fingerprint
@@ -293,7 +292,7 @@ def _held_to(lineage: Lineage, model: Any, training: Any) -> tuple[Any, Any, Ali
     if training.str_reference_model is None:
         lineage.check_base(weights)
     if lineage.adapter is not None:
-        model = PeftModel.from_pretrained(model, lineage.adapter, is_trainable=True)
+        model = with_adapter(model, lineage.adapter, is_trainable=True)
     return model, reference_model, Aligned(name=_resolved(name), weights=weights)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+from collections.abc import Iterable
+from itertools import count, islice
 from pathlib import Path
 from string import Template
 
@@ -89,11 +91,12 @@ def write_lm_eval(folder: str | Path, output: str | Path) -> list[str]:
         )
     if not (output.exists() and not output.is_dir()):
         output.mkdir(parents=True, exist_ok=True)
+    names = _task_names(found)
     for number, (suite, answers) in enumerate(found.items()):
         kind = audited.suite(suite).kind
         rows = [{"id": each.id, "prompt": each.prompt, "kind": kind} for each in answers]
         write_text(output / f"{suite}.jsonl", "".join(map(as_json, rows)))
-        write_text(output / f"{suite}.yaml", _yaml(audited, suite, number))
+        write_text(output / f"{suite}.yaml", _yaml(audited, suite, names[suite], number))
     readers = "".join(
         _READER.substitute(number=number, suite=json.dumps(suite))
         for number, suite in enumerate(found)
@@ -103,17 +106,24 @@ def write_lm_eval(folder: str | Path, output: str | Path) -> list[str]:
         labels=json.dumps(audited.settings["labels"]),
     )  # fmt: skip
     write_text(output / "judging.py", judging)
-    return _command(audited, list(found), output)
+    return _command(audited, names.values(), output)
 
 
-def _task_name(suite: str) -> str:
-    return "moorline_" + "".join(each if each.isalnum() else "_" for each in suite)
+def _task_names(suites: Iterable[str]) -> dict[str, str]:
+    """A task's name for each suite; those that differ in punctuation alone are numbered."""
+    names: dict[str, str] = {}
+    for suite in suites:
+        plain = "moorline_" + "".join(each if each.isalnum() else "_" for each in suite)
+        others = (f"{plain}_{number}" for number in count(2))
+        names[suite] = next(each for each in (plain, *islice(others, len(names) + 1))
+                            if each not in names.values())  # fmt: skip
+    return names
 
 
-def _yaml(audited: Audited, suite: str, number: int) -> str:
+def _yaml(audited: Audited, suite: str, task: str, number: int) -> str:
     """The settings of one task."""
     settings = {
-        "task": _task_name(suite),
+        "task": task,
         "test_split": "test",
         "output_type": "generate_until",
         "doc_to_text": "{{prompt}}",
@@ -136,8 +146,8 @@ def _yaml(audited: Audited, suite: str, number: int) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True) + functions
 
 
-def _command(audited: Audited, suites: list[str], output: Path) -> list[str]:
-    start = f"pretrained={audited.model}"
+def _command(audited: Audited, tasks: Iterable[str], output: Path) -> list[str]:
+    kind, start = "hf", f"pretrained={audited.model}"
     if audited.adapter:
         start += f",peft={audited.adapter}"
     elif (Path(audited.model) / "adapter_config.json").is_file():
@@ -145,8 +155,11 @@ def _command(audited: Audited, suites: list[str], output: Path) -> list[str]:
         start = f"pretrained={adapter['base_model_name_or_path']},peft={audited.model}"
     if audited.settings.get("dtype"):
         start += f",dtype={audited.settings['dtype']}"
-    words = ["lm_eval", "--model", "hf", "--model_args", start, "--include_path", str(output)]
-    words += ["--tasks", ",".join(map(_task_name, suites)), "--apply_chat_template"]
+    if url := audited.settings.get("endpoint"):
+        kind, start = "local-chat-completions", f"model={audited.model},base_url={url}"
+        start = f"{start.rstrip('/')}/chat/completions"
+    words = ["lm_eval", "--model", kind, "--model_args", start, "--include_path", str(output)]
+    words += ["--tasks", ",".join(tasks), "--apply_chat_template"]
     if audited.settings.get("system_prompt"):
         words += ["--system_instruction", audited.settings["system_prompt"]]
     return words
