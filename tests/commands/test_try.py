@@ -48,11 +48,19 @@ def test_the_advice_says_no_more_than_was_shown():
     assert held.startswith("Take weight 3")
     assert "why" in certain
     assert "not shown" in _advice(judged("open"), judged("lost"), "weight 3")[0]
-    assert "Take none" in _advice(judged("lost"), judged("lost"), "weight 3")[0]
+    for word in ("lost", "broken"):
+        assert "larger weight" in _advice(judged(word), judged("lost"), "weight 3")[0]
     assert "Plain tuning" in _advice(judged("kept"), judged("kept"), "weight 3")[0]
     assert (
         "Nothing can be said" in _advice(judged("no witness"), judged("no witness"), "weight 3")[0]
     )
+
+
+def test_a_task_that_is_lost_is_told_to_hold_less_or_to_learn_longer():
+    """It said "a larger weight, or a smaller learning rate", which loses more of the task."""
+    advice = _advice(judged("task lost"), judged("lost"), "weight 3")[0]
+    assert "smaller weight, more epochs, or more rows" in advice
+    assert "larger" not in advice
 
 
 def test_what_is_shown_fits_a_terminal_and_ends_with_the_line():

@@ -226,7 +226,11 @@ def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
             f"{chosen.capitalize()} looks best; that it keeps the refusals is not shown.",
             f"{why} More prompts (--limit) or seeds (--seed) would tell.",
         )
-    return (
-        f"Take none of these ({held.word}). Try a larger weight, or a smaller learning rate.",
-        why,
-    )
+    if held.word == "task lost":
+        return (
+            "Take none of these (task lost): no weight learns the task as well as plain tuning. Try "
+            "a smaller weight, more epochs, or more rows.",
+            why,
+        )
+    remedy = "Try a larger weight, or a smaller learning rate."
+    return f"Take none of these ({held.word}). {remedy}", why
