@@ -1096,7 +1096,9 @@ def test_how_to_repeat_it_audits_what_it_tunes_as_it_was_audited(tmp_path):
     assert _audit_command(write_card(folder))[2] == "held-again"
 
 
-@pytest.mark.parametrize("base", ["/home/me/models/chat", "../chat", "C:\\\\chat", "out/models/chat"])
+@pytest.mark.parametrize(
+    "base", ["/home/me/models/chat", "../chat", "C:\\\\chat", "out/models/chat"]
+)
 def test_no_folder_of_ours_is_the_base_model_of_a_card(base, tmp_path):
     """The hub refuses a card whose `base_model` is a path, and nobody else has that folder."""
     folder = write_run(tmp_path / "held")

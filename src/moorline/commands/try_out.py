@@ -243,8 +243,8 @@ def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
         )
     if held.word == "task lost":
         return (
-            "Take none of these (task lost): no weight learns the task as well as plain tuning. Try "
-            "a smaller weight, more epochs, or more rows.",
+            "Take none of these (task lost): no weight learns the task as well as plain tuning. "
+            "Try a smaller weight, more epochs, or more rows.",
             why,
         )
     remedy = "Try a larger weight, or a smaller learning rate."
