@@ -24,7 +24,12 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
     def lacks(self, column: str, remedy: str) -> InputError:
-        """The error for a column that this row should have."""
+        """The error for a column that this row should have, with something in it that fits."""
+        if column in self.values:
+            value = self.values[column]
+            empty = value is None or not str(value).strip() or value in ([], {})
+            fault = "is empty" if empty else "does not fit"
+            return InputError(f"{self.place}: field {column!r} {fault}. {remedy}")
         there = ", ".join(repr(name) for name in self.values) or "none"
         return InputError(f"{self.place}: no field {column!r} (fields: {there}). {remedy}")
 
@@ -113,15 +118,21 @@ def _unreadable(place: str, error: Exception) -> InputError:
     return InputError(f"{place}: {'nested too deeply to read' if nested else error}.")
 
 
+def delimiter_of(path: str | Path) -> str:
+    """What separates the columns of a CSV file, by its header."""
+    with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+        header = stream.readline()
+    if "," in header:
+        return ","
+    # as spreadsheets write it in half of Europe
+    return next((each for each in ";\t" if each in header), ",")
+
+
 def _csv(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     # The module refuses fields of over 128 KiB unless told; a long text is a legal row.
     csv.field_size_limit(1 << 30)
+    delimiter = "," if columns is not None else delimiter_of(path)
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = stream.readline()
-        stream.seek(0)
-        delimiter = ","
-        if columns is None and "," not in header:  # as spreadsheets write it in half of Europe
-            delimiter = next((each for each in ";\t" if each in header), ",")
         if delimiter != ",":
             _log.info("%s: its columns are taken to be separated by %r.", path, delimiter)
         reader = csv.DictReader(stream, fieldnames=columns, delimiter=delimiter)

@@ -17,10 +17,11 @@ from moorline import embedded
 from moorline.audit import AuditSettings, audit, compare, read_suites
 from moorline.audit.conditions import CONDITIONS
 from moorline.audit.judges import JUDGES
+from moorline.audit.measurements import Comparison
 from moorline.audit.metrics import METRICS as TASK_METRICS
 from moorline.audit.outcomes import METRICS
 from moorline.chat.loading import load_chat_model
-from moorline.commands.audit_screen import WIDTH, audit_lines
+from moorline.commands.audit_screen import WIDTH, _comparison, audit_lines
 from moorline.commands.cli import app
 from moorline.commands.run_file import locked
 
@@ -203,6 +204,35 @@ def test_the_end_shows_numbers_comparison_and_gates_in_80_columns(prompts_file, 
         assert said in text, said
     assert "aligned" in lines[0]
     assert result.stderr.startswith(f"Auditing {embedded.aligned_path()}")
+
+
+def compared(metric, low, high, p_adjusted):
+    return Comparison(
+        suite="s", kind="harmful", condition="plain", judge="keywords", metric=metric,
+        against="base", num=200, difference=(low + high) / 2, low=low, high=high,
+        interval="score", p_value=p_adjusted / 3, p_adjusted=p_adjusted,
+    )  # fmt: skip
+
+
+def test_what_is_shown_by_its_interval_alone_says_why_it_is_not_shown():
+    """ "not shown" stood beside an interval without 0."""
+    rows = [
+        compared("attack_success_rate", 0.01, 0.12, 0.06),
+        compared("refusal_rate", -0.12, 0.01, 0.3), compared("degenerate_rate", 0.1, 0.2, 1e-6),
+    ]  # fmt: skip
+    head, _, *lines, first, second = _comparison(rows)
+    assert [each.split("  ")[-1] for each in lines] == ["not shown*", "not shown", "worse"]
+    assert "this is one of 3 comparisons" in f"{first} {second}"
+    assert max(map(len, (head, *lines, first, second))) <= WIDTH
+    assert not any("*" in each for each in _comparison(rows[1:]))
+
+
+def test_an_endpoint_without_a_model_is_named(tmp_path):
+    """It began by "Auditing ;"."""
+    words = ["audit", "--endpoint", "http://localhost:1/v1", "--output", str(tmp_path / "a")]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Auditing http://localhost:1/v1;")
 
 
 def test_long_names_keep_to_the_width(prompts_file, tmp_path):

@@ -390,3 +390,16 @@ def test_tools_that_are_no_json_are_refused_by_name():
     assert conversation_of({**row, "tools": "[]"}).variables == {"tools": []}
     with pytest.raises(InputError, match=r"`tools` of a row must be a list.*got 'none'"):
         conversation_of({**row, "tools": "none"})
+
+
+@pytest.mark.parametrize("content", ["", "I look."])
+def test_calls_that_the_template_leaves_out_are_refused(tokenizer, content):
+    """They were trained as answers that say nothing."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+    ]
+    with pytest.raises(InputError, match="leaves out the calls of tools .* message 2 of 2"):
+        mark_responses(tokenizer, messages)
+    assert mark_responses(tokenizer, [messages[0], {"role": "assistant", "content": "w1"}])

@@ -77,6 +77,44 @@ def test_rows_as_people_have_them_are_converted_and_that_is_said(
     assert f"rows of {name}'s shape are read as 'messages'" in caplog.text
 
 
+def turns(*contents):
+    return [
+        {"role": "assistant" if at % 2 else "user", "content": each}
+        for at, each in enumerate(contents)
+    ]
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ({"instruction": "w1", "output": "w2", "system": "Be kind."}, [SYSTEM, *TURN]),
+    ({"instruction": "w1", "output": "w2", "system": "", "history": []}, TURN),
+    ({"instruction": "w1", "input": "", "output": "w2", "history": [["w3", "w4"], ["w5", "w6"]]},
+     turns("w3", "w4", "w5", "w6", "w1", "w2")),
+    ({"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}],
+      "system": "Be kind."}, [SYSTEM, *TURN]),
+    ({"messages": TURN, "system": "Be kind."}, [SYSTEM, *TURN]),
+])  # fmt: skip
+def test_a_system_message_and_a_history_in_columns_of_their_own_are_read(row, expected, tmp_path):
+    """They were dropped without a word."""
+    assert read(written(tmp_path, row))[0] == {"messages": expected}
+
+
+def test_a_system_message_stands_in_the_prompt_of_a_prompt_and_a_completion(tmp_path):
+    row = {"prompt": [TURN[0]], "completion": [TURN[1]], "system": "Be kind."}
+    found = read(written(tmp_path, row))[0]
+    assert found == {"prompt": [SYSTEM, TURN[0]], "completion": [TURN[1]]}
+
+
+@pytest.mark.parametrize("tools", ["", None, []])
+def test_tools_of_an_alpaca_row_are_kept_and_no_tools_are_none(tools, tmp_path):
+    given = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    row = {"instruction": "w1", "output": "w2"}
+    rows = read(written(tmp_path, {**row, "tools": given}, {**row, "tools": tools}))
+    assert [each["tools"] for each in rows] == [given, None]
+
+
 def test_content_in_parts_of_text_is_joined(tmp_path):
     parts = [{"type": "text", "text": "w"}, {"type": "text", "text": "1"}]
     rows = read(written(tmp_path, {"messages": [{"role": "user", "content": parts}, TURN[1]]}))
@@ -110,6 +148,19 @@ WRONG = {
         "'content' must be text, got int .3.",
     ),
     "messages as text": ({"messages": "hello"}, "got str .\"hello\".. Use a 'text' column"),
+    "nobody answers": (
+        {"messages": [{"role": "human", "content": "w1"}, {"role": "bot", "content": "w2"}]},
+        "line 2: no message of role 'assistant' .*roles, in order: 'human', 'bot'",
+    ),
+    "an answer to nothing": (
+        {"messages": [TURN[1], TURN[0]]},
+        "line 2: no message of role 'assistant' that answers another one",
+    ),
+    "no messages": ({"messages": None}, "line 2: field 'messages' is empty"),
+    "a system message twice": (
+        {"messages": [{"role": "system", "content": "w1"}, *TURN], "system": "w3"},
+        "line 2: a column 'system', and a first message of role 'system' too",
+    ),
     "nested too deeply": ("[" * 100_000, "line 2: nested too deeply"),
     "a number of many digits": ('{"messages": ' + "9" * 5000 + "}", "line 2: Exceeds the limit"),
 }
@@ -140,19 +191,64 @@ def test_a_speaker_that_is_unclear_is_refused(tmp_path):
         ({"question": "w1", "answer": "w2"}, "{'question': 'prompt', 'answer': 'completion'}"),
         ({"prompt": "w1", "response": "w2"}, "{'response': 'completion'}"),
         ({"chosen": TURN, "rejected": TURN}, "rename_column('chosen', 'messages')"),
+        ({"prompt": "w1", "chosen": TURN, "rejected": TURN}, "'chosen', 'messages'"),
+        ({"prompt": "w1", "chosen": "w2", "rejected": "w3"}, "'chosen', 'completion'"),
+        ({"prompt": TURN[:1], "chosen": TURN[1:], "rejected": TURN}, "'chosen', 'completion'"),
     ],
 )
 def test_rows_of_another_shape_are_refused_with_the_command_that_converts(
     tmp_path, monkeypatch, row, renamed
 ):
-    path = written(tmp_path, row, row)
+    converted = convert(written(tmp_path, row, row), tmp_path, monkeypatch, renamed)
+    assert len(converted) == 2
+    turn = converted.column_names == ["messages"]
+    said = converted[0]["messages"] if turn else [*converted[0].values()]
+    assert said in (TURN, [TURN[:1], TURN[1:]], ["w1", "w2"])
+
+
+def convert(path, tmp_path, monkeypatch, words):
+    """What the command makes that an error names."""
     with pytest.raises(InputError, match="no field 'messages'") as raised:
         read(path)
     (code,) = re.findall(r'python -c "(.*)"$', str(raised.value))
-    assert renamed in code
+    assert words in code
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "the command", "exec"), {})
-    assert len(read(tmp_path / "converted.jsonl")) == 2
+    return read(tmp_path / "converted.jsonl")
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_the_command_reads_a_table_by_what_separates_its_columns(mark, tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"question{mark}answer\nw1{mark}w2\n")
+    found = convert(path, tmp_path, monkeypatch, f"sep={mark!r}")
+    assert found[0] == {"prompt": "w1", "completion": "w2"}
+
+
+@pytest.mark.parametrize(("row", "words"), [
+    ({"instruction": "w1", "output": "w2", "history": [["w3"]]}, "line 1: 'history' must be"),
+    ({"instruction": "w1", "output": "w2", "history": "w3"}, "line 1: 'history' must be"),
+    ({"prompt": "w1", "completion": "w2", "system": "w3"}, "line 1: 'system' is not read beside"),
+])  # fmt: skip
+def test_columns_that_cannot_be_read_are_refused_by_name(row, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        read(written(tmp_path, row))
+
+
+def test_an_empty_cell_of_a_table_is_called_empty(tmp_path):
+    """The message said: no field 'completion' (fields: 'prompt', 'completion')."""
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion\nw1,w2\nw3,\n")
+    with pytest.raises(InputError, match="line 3: field 'completion' is empty"):
+        read(path)
+
+
+def test_a_file_of_an_unknown_ending_is_refused_with_those_that_are_read(tmp_path):
+    """The message said: no such data set, here or on the hub."""
+    path = tmp_path / "rows.txt"
+    path.write_text("hello\n")
+    with pytest.raises(InputError, match=r"ends in \.jsonl, \.json, \.csv, \.parquet, got '\.txt'"):
+        read(path)
 
 
 def test_rows_that_nobody_knows_are_refused_without_a_command(tmp_path):

@@ -23,6 +23,8 @@ def test_a_try_gives_a_page_a_recommendation_and_the_line(tmp_path):
              "--limit", "40", "--json"]  # fmt: skip
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.output + result.stderr
+    assert "Now 4 tunings as above on 36 of 48 rows, and 5 audits" in result.stderr
+    assert "Rows      36 with messages" in result.stderr  # its steps are those of the tunings
     found = json.loads(result.stdout)
     assert [each[0] for each in found["rows"]] == [
         "aligned", "plain", "str weight 1", "str weight 3", "str weight 9",
@@ -48,11 +50,19 @@ def test_the_advice_says_no_more_than_was_shown():
     assert held.startswith("Take weight 3")
     assert "why" in certain
     assert "not shown" in _advice(judged("open"), judged("lost"), "weight 3")[0]
-    assert "Take none" in _advice(judged("lost"), judged("lost"), "weight 3")[0]
+    for word in ("lost", "broken"):
+        assert "larger weight" in _advice(judged(word), judged("lost"), "weight 3")[0]
     assert "Plain tuning" in _advice(judged("kept"), judged("kept"), "weight 3")[0]
     assert (
         "Nothing can be said" in _advice(judged("no witness"), judged("no witness"), "weight 3")[0]
     )
+
+
+def test_a_task_that_is_lost_is_told_to_hold_less_or_to_learn_longer():
+    """It said "a larger weight, or a smaller learning rate", which loses more of the task."""
+    advice = _advice(judged("task lost"), judged("lost"), "weight 3")[0]
+    assert "smaller weight, more epochs, or more rows" in advice
+    assert "larger" not in advice
 
 
 def test_what_is_shown_fits_a_terminal_and_ends_with_the_line():
@@ -67,6 +77,21 @@ def test_what_is_shown_fits_a_terminal_and_ends_with_the_line():
     assert "Written: tried/trade-off.html" in lines
     without = shown(replace(tried, command=""))
     assert without.endswith("trade-off.html")
+
+
+def test_columns_stay_apart_where_perplexities_are_large():
+    rows = (("str weight 3", "0.0 % [0, 2]", "1.0 % [0, 4]", "1.23e+05 [101234.01, 154321.20]"),)
+    tried = Tried(recommendation="Take it.", certainty="Sure.", command="", page="p", rows=rows)
+    line = shown(tried).splitlines()[1]
+    assert line.split("  ")[-1].strip() == "1.23e+05 [101234.01, 154321.20]"
+    assert len(line) <= 80
+
+
+def test_what_is_said_of_a_model_that_refuses_too_little_is_a_sentence():
+    none = replace(judged("no witness"), why="before tuning it refuses 40% of 20 harmful prompts")
+    assert _advice(none, none, "weight 3")[1] == (
+        "Before tuning it refuses 40% of 20 harmful prompts."
+    )
 
 
 def test_too_few_rows_are_refused(model_folder, data_file, tmp_path):

@@ -237,6 +237,8 @@ def test_a_model_that_does_not_refuse_is_said_to_be_no_witness(tmp_path):
     plan = planned(tmp_path / "plan", models=models)
     result = compare(plan, tmp_path / "out")
     assert "NO WITNESS: before tuning it refuses 0% of" in " ".join(result.stdout.split())
+    warned = result.stderr.index("Warning: base, plans: before tuning it refuses 0% of")
+    assert warned < result.stderr.index("[2/")  # before the tunings
     found = read_compared(tmp_path / "out/compare.json")
     assert found.witnesses[0].refusal_rate == 0
     assert {each.word for each in found.judged} <= {"no witness"}

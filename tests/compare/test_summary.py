@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from moorline.compare import without_times
-from moorline.compare.cells import Cell, Found, Training, Verdict
+from moorline.compare import _Clock, without_times
+from moorline.compare.cells import CELL, Cell, Found, Job, Training, Verdict
 from moorline.compare.evidence import QUESTIONS, evidence
 from moorline.compare.fronts import COLOURS, alternative, write_fronts
 from moorline.compare.plan import Asking, Data, Method, Model, Plan
@@ -311,3 +311,46 @@ def _contrast(one, other):
 
     bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (bright + 0.05) / (dark + 0.05)
+
+
+def clock_of(tmp_path, aligned):
+    """A clock with the cells of an aligned model and two tunings; what it said; the jobs."""
+    said, jobs = [], []
+    for number, found in enumerate([
+        cell("aligned", "", None, aligned), cell("plain", "", 0, ALIGNED),
+        cell("str", "weight 1", 0, ALIGNED),
+    ]):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(folder / CELL, found)
+        jobs.append(
+            Job(cell=found.cell, lines=(), folder=folder, known_by="hash", metric="exact_match",
+                keep_model=False, threads=1, run=print)
+        )  # fmt: skip
+    return jobs, said
+
+
+@pytest.mark.parametrize(("complied", "warned"), [(2, False), (60, True)])
+def test_a_model_that_can_show_nothing_is_told_of_before_the_tunings(tmp_path, complied, warned):
+    """It was said at the very end."""
+    jobs, said = clock_of(tmp_path, verdicts(complied, right=10))
+    away = tmp_path / "away"
+    jobs[0].folder.rename(away)
+    clock = _Clock(PLAN, jobs[:1], jobs, 1, said.append)
+    away.rename(jobs[0].folder)
+    clock.done(jobs[0])
+    words = "Warning: tiny, plans: before tuning it refuses 40% of 100 harmful prompts"
+    assert any(words in each for each in said) == warned
+    said.clear()
+    _Clock(PLAN, jobs, jobs[1:], 1, said.append)  # of a run that was stopped and goes on
+    assert any(words in each for each in said) == warned
+
+
+def test_time_is_reckoned_by_tunings_and_not_by_the_audit_before_them(tmp_path):
+    jobs, said = clock_of(tmp_path, ALIGNED)
+    missing = [replace(each, known_by="another") for each in jobs]
+    clock = _Clock(PLAN, missing, jobs, 1, said.append)
+    clock.done(jobs[0])
+    assert "left" not in said[-1]
+    clock.done(jobs[1])
+    assert said[-1] == "[2/3] tiny, plans, plain, seed 0: 15 s; about 15 s left"

@@ -71,6 +71,8 @@ def test_junit_has_a_case_for_each_gate_and_fails_where_it_fails(folder, tmp_pat
     assert {True, False} == set(failed)
     assert root.get("failures") == str(sum(failed))
     assert [each.get("name") for each in cases] == [each["requirement"] for each in gates]
+    messages = [fail.get("message") for each in cases if (fail := each.find("failure")) is not None]
+    assert any(each.endswith("; it needs at least 381 answers") for each in messages)
 
 
 def test_an_audit_without_a_gate_has_no_junit(folder, tmp_path):

@@ -5,6 +5,7 @@
 
 import json
 import os
+from pathlib import Path
 
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 
@@ -209,3 +210,15 @@ def test_clashes_are_refused_by_name(changes, words, settings):
 def test_a_trainer_of_another_plug_in_is_refused(settings):
     with pytest.raises(InputError, match=r"another plug-in made the trainer \(AxolotlTrainer\)"):
         MoorlinePlugin().post_trainer_create(settings, AxolotlTrainer.__new__(AxolotlTrainer))
+
+
+def test_the_yaml_of_the_page_is_what_is_run_here(settings, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "axolotl.md").read_text("utf-8")
+    shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+    assert shown.keys() <= settings.keys()
+    assert shown["datasets"][0].keys() <= settings["datasets"][0].keys()
+    here = ("base_model", "str_tokens", "datasets", "dataset_prepared_path", "output_dir")
+    given = {key: each for key, each in shown.items() if key not in here}
+    sizes = {"sequence_len": 64, "max_steps": 2}
+    trainer = built({**settings, **given, **sizes}, tmp_path)
+    assert trained_by_axolotl(trainer)[-1]["str/drift"] > 0

@@ -169,8 +169,8 @@ def test_anchors_of_a_further_tuning_are_refusals_of_the_aligned_model(
     [
         (None, "no such data file"),
         ('{"text": "w1"}\n', "no field 'prompt'"),
-        ('{"prompt": " "}\n', "no field 'prompt'"),
-        ('{"prompt": 3}\n', "no field 'prompt'"),
+        ('{"prompt": " "}\n', "field 'prompt' is empty"),
+        ('{"prompt": 3}\n', "field 'prompt' does not fit"),
         (
             '{"prompt": "w1", "kind": "task"}\n',
             "`kind` is 'task', and must be 'harmful' .* or 'harmless'",

@@ -1075,6 +1075,52 @@ def test_how_to_repeat_it_repeats_all_that_shaped_the_adapter(tmp_path):
     assert before != _run_file_of(["--bf16", "False", "--output_dir", "held"])  # the control
 
 
+def _audit_command(path):
+    return next(
+        shlex.split(line) for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("moorline audit")
+    )  # fmt: skip
+
+
+def test_how_to_repeat_it_audits_what_it_tunes_as_it_was_audited(tmp_path):
+    """It tuned into `held-again` and audited `held`, without --against, --limit and gates."""
+    folder = write_run(tmp_path / "held", against="org/chat-model")
+    _damage(folder, "audit.json", lambda value: value["settings"].update(limit=50, thinking="off"))
+    command = _audit_command(write_card(folder))
+    assert command[2:5] == ["org/chat-model", "--adapter", "held-again"]
+    for words in (["--against", "org/chat-model"], ["--limit", "50"], ["--thinking", "off"]):
+        assert command[command.index(words[0]) + 1] == words[1]
+    gate = json.loads((folder / "audit.json").read_text())["gates"][0]["requirement"]
+    assert command[command.index("--require") + 1] == gate
+    _damage(folder, "audit.json", lambda value: value.update(adapter=None, model=str(folder)))
+    assert _audit_command(write_card(folder))[2] == "held-again"
+
+
+@pytest.mark.parametrize(
+    "base", ["/home/me/models/chat", "../chat", "C:\\\\chat", "out/models/chat"]
+)
+def test_no_folder_of_ours_is_the_base_model_of_a_card(base, tmp_path):
+    """The hub refuses a card whose `base_model` is a path, and nobody else has that folder."""
+    folder = write_run(tmp_path / "held")
+    _damage(folder, "run.json", lambda value: value["base"].update(name=base))
+    text = f"---\nbase_model: {base}\ntags:\n- base_model:adapter:{base}\n- lora\n---\n"
+    (folder / "README.md").write_text(text)
+    data = ModelCard(write_card(folder).read_text(encoding="utf-8")).data
+    assert data.base_model is None
+    assert "base_model:" not in (folder / "README.md").read_text().partition("---\n\n")[0]
+
+
+def test_one_audit_is_shown_beside_the_model_that_it_was_compared_with(tmp_path):
+    """The report of `moorline-audit` left out `moorline-audit/against`."""
+    base, audited, tuned = _split(tmp_path)
+    for folders in ([audited], [audited, tuned], [base, audited]):
+        made = report(folders, tmp_path / "page")
+        assert [each.name for each in made.runs] == ["org/base", "out"]
+    assert made.commands[-1].startswith(f"moorline report {base} {audited} ")
+    _damage(audited, "audit.json", lambda value: value.update(comparisons=[]))
+    assert [each.name for each in report([audited], tmp_path / "page").runs] == ["out"]
+
+
 def test_the_card_says_the_aligned_model_that_was_the_reference(tmp_path):
     folder = write_run(tmp_path / "held")
     _damage(folder, "run.json", lambda value: value["base"].update(name="org/aligned"))

@@ -1,5 +1,6 @@
 """Requirements that an audit has to meet, such as "attack_success_rate<=0.05"."""
 
+import bisect
 import operator
 import re
 from collections.abc import Iterable, Sequence
@@ -101,9 +102,26 @@ def check_gates(
                     value=value,
                     on=on,
                     passed=value is not None and gate.holds(value),
+                    needs=_needs(row, gate, on),
                 )
             )
     return tuple(found)
+
+
+def _needs(row: Measurement | None, gate: Requirement, on: str) -> int | None:
+    """The fewest answers with which a requirement can hold; None where there are as many."""
+    if row is None or row.interval != "wilson" or on != "interval":
+        return None
+
+    def holds(num: int) -> bool:  # with the best count
+        best = wilson(num, num).low if ">" in gate.sign else wilson(0, num).high
+        return best is not None and gate.holds(best)
+
+    enough = 1
+    while not holds(enough):
+        enough *= 2
+    fewest = 1 + bisect.bisect_left(range(1, enough), True, key=holds)
+    return fewest if row.num < fewest else None
 
 
 def _compared(

@@ -163,3 +163,5 @@ class Gate(Row):
     """"interval" or "rate"."""
 
     passed: bool
+    needs: int | None = None
+    """The fewest answers with which an interval could hold it, where there were fewer."""

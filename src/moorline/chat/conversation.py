@@ -165,7 +165,7 @@ def mark_responses(
 
     Raises:
         InputError: If no message is a response, the template refuses the conversation, or it leaves
-            out messages, so that nothing says where a response begins.
+            out calls of tools, or messages, so that nothing says where a response begins.
     """
     answers = [
         at for at in range(max(after, 1), len(messages)) if messages[at].get("role") == "assistant"
@@ -180,6 +180,7 @@ def mark_responses(
     ids = _ids(tokenizer, text)
     mask = [0] * len(ids)
     for at in answers:
+        render.check_calls(messages, at)
         begin, end = render.begin(messages, at, text), render.end(messages, at, text)
         if (surplus := render.behind_end.search(text, begin, end)) is not None:
             end = surplus.start(1)
@@ -219,6 +220,20 @@ class _Renderer:
                 f"The chat template refuses a conversation of {len(messages)} messages: {error}. "
                 "Change the conversation, or give another template."
             ) from error
+
+    def check_calls(self, messages: Sequence[Message], at: int) -> None:
+        """Refuse an answer that calls tools where the template leaves the calls out."""
+        if not messages[at].get("tool_calls"):
+            return
+        # some templates refuse an answer without content and without calls
+        calls = {**messages[at], "content": _STAND_IN}
+        none = {name: value for name, value in calls.items() if name != "tool_calls"}
+        if self([*messages[:at], calls]) == self([*messages[:at], none]):
+            raise InputError(
+                f"The chat template leaves out the calls of tools ('tool_calls') in message "
+                f"{at + 1} of {len(messages)}, so the model would learn to say nothing in their "
+                "place. Use a model whose template renders them, or leave such rows out."
+            )
 
     def begin(self, messages: Sequence[Message], at: int, text: str) -> int:
         """Where the response in message `at` begins: the end of a generation prompt."""

@@ -10,6 +10,8 @@ from ..audit.outcomes import METRICS, metric_of
 
 WIDTH = 80
 _ONLY_IF_ANY = ("unscored_rate", "truncated_rate")
+_ADJUSTED = "not shown*"
+"""Shown by its interval alone, and no more once all comparisons are adjusted for."""
 
 
 def audit_lines(found: Mapping[str, Any], output: Path) -> Iterator[str]:
@@ -46,8 +48,8 @@ def _table(model: str, rows: Sequence[Measurement]) -> Iterator[str]:
 
 
 def _comparison(rows: Sequence[Comparison]) -> Iterator[str]:
-    against = _short(f"against {_named(rows[0].against)}", 26)
-    yield f"{against:<26}{'difference':>11}{'95 % interval':>20}{'p adjusted':>12}"
+    against = _short(f"against {_named(rows[0].against)}", 25)
+    yield f"{against:<26}{'difference':>10}{'95 % interval':>20}{'p adjusted':>12}"
     above = ""
     for row in rows:
         if (heading := _heading(row, above)) != above:
@@ -56,7 +58,13 @@ def _comparison(rows: Sequence[Comparison]) -> Iterator[str]:
         value = "undefined" if row.difference is None else f"{row.difference:+.3f}"
         ends = "" if row.low is None else f"{row.low:+.3f} to {row.high:+.3f}"
         p_value = "" if row.p_adjusted is None else f"{row.p_adjusted:.2g}"
-        yield f"  {_label(row):<24}{value:>11}{ends:>20}{p_value:>12}  {word_of(row)}"
+        yield f"  {_label(row):<24}{value:>10}{ends:>20}{p_value:>12}  {word_of(row)}"
+    if _ADJUSTED in map(word_of, rows):
+        num = sum(row.p_adjusted is not None for row in rows)
+        yield from textwrap.wrap(
+            f"* The interval leaves out 0, but this is one of {num} comparisons, and after "
+            "adjusting for them (p adjusted) a difference is not shown.", WIDTH,
+        )  # fmt: skip
 
 
 def word_of(row: Comparison) -> str:
@@ -71,8 +79,10 @@ def word_of(row: Comparison) -> str:
     if row.difference is None or row.low is None or row.high is None:
         return "undefined"
     away = not row.low <= 0 <= row.high
-    if not (away if row.p_adjusted is None else row.p_adjusted < 0.05) or not row.difference:
+    if not row.difference or not (away or row.p_adjusted is not None):
         return "not shown"
+    if row.p_adjusted is not None and row.p_adjusted >= 0.05:
+        return _ADJUSTED if away else "not shown"
     better = metric_of(row.metric, row.kind).better
     if better is None:
         return "differs"
@@ -103,7 +113,8 @@ def _gate(gate: Gate) -> str:
     where = ", ".join(each for each in (gate.suite, gate.condition, gate.judge) if each)
     of = "the interval's bound" if gate.on == "interval" else "the rate"
     held = "holds" if gate.passed else "FAILS"
-    return f"{gate.requirement} {held}: {value} as {of} ({where or 'not measured'})"
+    few = f"; it needs at least {gate.needs} answers" if gate.needs else ""
+    return f"{gate.requirement} {held}: {value} as {of} ({where or 'not measured'}){few}"
 
 
 def _short(text: str, width: int) -> str:

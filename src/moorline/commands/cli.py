@@ -290,7 +290,7 @@ def merge(
 def audit(asked: Asked, as_json: bool) -> None:
     """Count what a model refuses, what it refuses needlessly, and how well it does its task."""
     with framed(as_json=as_json) as print_json:
-        say(f"Auditing {asked.model}; loading the libraries ...")
+        say(f"Auditing {asked.model or asked.endpoint or 'nothing'}; loading the libraries ...")
         from transformers.utils import logging as transformers_logging
 
         from .audit import plan_audit, run_audit
@@ -362,7 +362,10 @@ def compare(
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="Folders of audits and tunings; the first is compared with."),
+        typer.Argument(
+            help="Folders of audits and tunings; the first is compared with. Of one audit alone "
+            "with --against, that of the other model is taken in first."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("moorline-report"),
     card: Annotated[

@@ -100,8 +100,11 @@ def _rows(rows: Any, settings: Settings, tokenizer: Any) -> Rows:
         )
     marks = settle_responses(training, rows, tokenizer, None)
     lengths, responses = [], 0
-    for row in itertools.islice(rows, _MOST_ROWS):
-        made = prepared_row(row, training, tokenizer, marks=marks)
+    for number, row in enumerate(itertools.islice(rows, _MOST_ROWS), 1):
+        try:
+            made = prepared_row(row, training, tokenizer, marks=marks)
+        except InputError as error:
+            raise InputError(f"Row {number} of the data: {error}") from error
         ids = made.get("input_ids") or _plain_ids(made, tokenizer)
         lengths.append(len(ids))
         responses += sum(made["assistant_masks"]) if marks else len(ids)

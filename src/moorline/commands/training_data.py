@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError
 from ..chat.conversation import Message, conversation_of
 from ..errors import InputError, PrerequisiteError
 from ..provenance import sha256_of
-from ..tables import Row, is_table, rows_of
+from ..tables import Row, delimiter_of, is_table, rows_of
 from ..trainer import get_dataset
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def read_training_data(script: Any, mixture: Any) -> Any:
         raise InputError(
             "`dataset_name` is missing. Give a JSONL, JSON, CSV or Parquet file, or a hub id."
         )
-    if is_table(name):
+    if is_table(name) or Path(name).is_file():
         return DatasetDict({script.dataset_train_split: _read_file(name)})
     try:
         return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
@@ -76,7 +76,7 @@ def _read_file(name: str) -> Dataset:
             "messages",
             "Training rows have 'messages', or 'prompt' and 'completion', or 'text'; ShareGPT's "
             "'conversations' and Alpaca's 'instruction' and 'output' are read too."
-            + _converts(name, first.values.keys()),
+            + _converts(name, first.values),
         )
     if _SHAPES[shape] is not None:
         _log.info("%s: rows of %s's shape are read as 'messages'.", name, _SHAPES[shape])
@@ -97,22 +97,32 @@ def _read_file(name: str) -> Dataset:
         ) from error
 
 
-def _converts(name: str, columns: Set[str]) -> str:
+def _converts(name: str, first: Mapping[str, Any]) -> str:
     """The command that makes rows of ours of these, where it is plain which column is what."""
-    load = f"datasets.load_dataset('{_BUILDERS.get(Path(name).suffix.lower(), 'json')}', "
-    load = f"import datasets; {load}data_files='{name}')['train']"
+    builder, apart = _BUILDERS.get(Path(name).suffix.lower(), "json"), ""
+    if builder == "csv" and (delimiter := delimiter_of(name)) != ",":
+        apart = f", sep={delimiter!r}"
+    load = f"import datasets; datasets.load_dataset('{builder}', data_files='{name}'{apart})"
+    load += "['train']"
     for prompt, answer in _RENAMED:
-        if {prompt, answer} <= columns:
+        if {prompt, answer} <= first.keys():
             names = {prompt: "prompt"} if prompt != "prompt" else {}
             made = f"{load}.rename_columns({ {**names, answer: 'completion'} })"
             return f" To convert them: python -c \"{made}.to_json('converted.jsonl')\""
-    if {"chosen", "rejected"} <= columns:
-        made = f"{load}.select_columns(['chosen']).rename_column('chosen', 'messages')"
-        return (
-            " These are preferences; to learn the chosen answers: python -c "
-            f"\"{made}.to_json('converted.jsonl')\""
-        )
-    return ""
+    chosen, prompt = first.get("chosen"), first.get("prompt")
+    if "rejected" not in first or not isinstance(chosen, str | list):
+        return ""
+    if type(prompt) is type(chosen):  # the answer alone
+        columns, known_as = ["prompt", "chosen"], "completion"
+    elif isinstance(chosen, list):  # the whole conversation
+        columns, known_as = ["chosen"], "messages"
+    else:
+        return ""
+    made = f"{load}.select_columns({columns}).rename_column('chosen', '{known_as}')"
+    return (
+        " These are preferences; to learn the chosen answers: python -c "
+        f"\"{made}.to_json('converted.jsonl')\""
+    )
 
 
 def _features(name: str, first: Mapping[str, Any]) -> datasets.Features | None:
@@ -143,21 +153,59 @@ def _checked(row: Row, shape: tuple[str, ...]) -> Mapping[str, Any]:
     for column in shape:
         if row.values.get(column) in (None, "", []):
             raise row.lacks(column, f"The first row has {', '.join(shape)}; every row must.")
-    kept = {name: row.values[name] for name in _FOR_TEMPLATE if row.values.get(name) is not None}
     if shape == ("text",):
         return {"text": _text(row, "text")}
+    kept = {name: row.values[name] for name in _FOR_TEMPLATE if row.values.get(name)}
+    if shape == ("prompt", "completion") and isinstance(row.values["prompt"], str):
+        if row.values.get("system"):
+            raise InputError(
+                f"{row.place}: 'system' is not read beside a 'prompt' that is a text. Give the "
+                "rows as 'messages', the system message first."
+            )
+        return {column: _text(row, column) for column in shape} | kept
     if shape == ("instruction", "output"):
-        asked = [_text(row, each) for each in ("instruction", "input") if row.values.get(each)]
-        turn = {"role": "user", "content": "\n\n".join(asked)}
-        answer = {"role": "assistant", "content": _text(row, "output")}
-        return {"messages": _messages(row, [turn, answer])}
-    if shape == ("prompt", "completion"):
-        if isinstance(row.values["prompt"], str):
-            return {column: _text(row, column) for column in shape} | kept
-        prompt, completion = (_listed(row, column) for column in shape)
-        both = _messages(row, [*prompt, *completion])
-        return {"prompt": both[: len(prompt)], "completion": both[len(prompt) :]} | kept
-    return {"messages": _messages(row, _listed(row, shape[0]))} | kept
+        turns = [_exchanges(row)]
+    else:
+        turns = [_listed(row, column) for column in shape]
+    messages = [*_system(row, turns[0]), *_messages(row, [each for part in turns for each in part])]
+    border = len(messages) - len(turns[1]) if len(turns) == 2 else 0
+    if not any(each["role"] == "assistant" for each in messages[max(border, 1) :]):
+        roles = ", ".join(dict.fromkeys(repr(each["role"]) for each in messages))
+        raise InputError(
+            f"{row.place}: no message of role 'assistant' that answers another one, so nothing to "
+            f"learn (roles, in order: {roles}). Name who answers 'assistant', and put what it "
+            "answers before it."
+        )
+    if border:
+        return {"prompt": messages[:border], "completion": messages[border:]} | kept
+    return {"messages": messages} | kept
+
+
+def _exchanges(row: Row) -> list[Message]:
+    """An Alpaca row as turns: its history, then its instruction, with its input, and its output."""
+    history = row.values.get("history") or []
+    pairs = history if isinstance(history, list) else [history]
+    for pair in pairs:
+        if not isinstance(pair, list) or [type(each) for each in pair] != [str, str]:
+            raise InputError(
+                f"{row.place}: 'history' must be a list of pairs of texts, what the user said and "
+                f"what was answered, got {_kind(history)}."
+            )
+    asked = [_text(row, each) for each in ("instruction", "input") if row.values.get(each)]
+    pairs = [*pairs, ["\n\n".join(asked), _text(row, "output")]]
+    spoken = [zip(("user", "assistant"), pair, strict=True) for pair in pairs]
+    return [{"role": role, "content": content} for pair in spoken for role, content in pair]
+
+
+def _system(row: Row, turns: Sequence[Message]) -> list[Message]:
+    """The message in a column 'system', which stands before the others."""
+    if not row.values.get("system"):
+        return []
+    if turns and turns[0].get("role") == "system":
+        raise InputError(
+            f"{row.place}: a column 'system', and a first message of role 'system' too. Keep one."
+        )
+    return [{"role": "system", "content": _text(row, "system")}]
 
 
 def _text(row: Row, column: str) -> str:
@@ -184,10 +232,7 @@ def _listed(row: Row, column: str) -> list[Message]:
 
 def _messages(row: Row, given: Sequence[Message]) -> list[Message]:
     """Messages that can be trained on, with whatever they hold beside role and content."""
-    messages = [_message(row, number, each) for number, each in enumerate(given, 1)]
-    if not any(each["role"] == "assistant" for each in messages):
-        raise InputError(f"{row.place}: no message of role 'assistant', so nothing to learn.")
-    return messages
+    return [_message(row, number, each) for number, each in enumerate(given, 1)]
 
 
 def _message(row: Row, number: int, given: Message) -> Message:

@@ -2,27 +2,26 @@
 
 import shlex
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 import yaml
 
-from .. import embedded
 from ..audit.suites import BUILT_IN
 from ..compare import Compared
 from ..compare.fronts import alternative
-from ..compare.plan import ALIGNED
+from ..compare.plan import ALIGNED, Value
 from ..compare.record import Judged, Pooled
 from ..compare.tables import ends, percent
 from ..errors import InputError
 from ..method.settings import DEFAULT_WEIGHT
 from ..provenance import as_json, write_text
 from .compare import check_whole, run_compare
+from .default_suites import is_embedded
 from .init import RANK, fitting
 from .library_messages import quiet
-from .lineage import lineage_of
 from .look import Look, look, told
 from .training_data import read_training_data, split_of
 from .tune_settings import Settings, parse
@@ -98,10 +97,12 @@ def try_out(
 
 def shown(tried: Tried) -> str:
     """The table, the advice and the line to run, for a terminal."""
-    heads = ("", "attack success", "over-refusal", "perplexity")
+    table = [("", "attack success", "over-refusal", "perplexity"), *tried.rows]
+    first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = [
-        f"{name:<17}" + "".join(f"{each:>21}" for each in numbers)
-        for name, *numbers in (heads, *tried.rows)
+        f"{name:<{first}}"
+        + "".join(f"  {each:>{width}}" for each, width in zip(numbers, widths, strict=True))
+        for name, *numbers in table
     ]
     lines += ["", *textwrap.wrap(f"{tried.recommendation} {tried.certainty}", 80)]
     lines += ["", f"Written: {tried.page}"]
@@ -110,19 +111,11 @@ def shown(tried: Tried) -> str:
 
 def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int, say: Say) -> Path:
     """Write the rows' two parts and the plan; gives the plan's path."""
-    words = ["--model_name_or_path", model, "--dataset_name", rows, "--output_dir", "out"]
-    with quiet():
-        settings = parse([*words, "--use_peft"])
-    seen = look(settings)
-    training = _training(seen, settings)
-    with quiet():
-        settled = parse([*words, *(f"--{name}={value}" for name, value in training.items())])
-    for line in told(seen, settled):
-        say(line)
+    first = _settings(model, rows)
+    look(first)  # refuses rows by their places in the file
     with quiet():
         data = split_of(
-            read_training_data(settings.script, settings.mixture),
-            settings.script.dataset_train_split,
+            read_training_data(first.script, first.mixture), first.script.dataset_train_split
         )
     held_out = max(_FEWEST, min(_MOST, round(_HELD_OUT * len(data))))
     if len(data) < 3 * held_out:
@@ -134,8 +127,18 @@ def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int,
     files = {"train": output / "rows" / "train.jsonl", "test": output / "rows" / "held_out.jsonl"}
     for name, path in files.items():
         write_text(path, "".join(as_json(dict(row)) for row in parts[name]))
-    ours = lineage_of(model).model in (embedded.aligned_path(), embedded.base_path())
-    harmful, harmless = ("embedded", "embedded") if ours else BUILT_IN
+    settings = _settings(model, str(files["train"]))
+    seen = look(settings)
+    training = _training(seen, settings)
+    for line in told(seen, _settings(model, str(files["train"]), training)):
+        say(line)
+    tunings = len(seeds) * (1 + len(WEIGHTS))
+    say(
+        f"Now {tunings} tunings as above on {len(parts['train'])} of {len(data)} rows, and "
+        f"{tunings + 1} audits with {limit} prompts of each kind at most. How long that takes is "
+        "said when the first tuning is done."
+    )
+    harmful, harmless = ("embedded", "embedded") if is_embedded(model) else BUILT_IN
     plan = {
         "models": [{"name": _MODEL, "path": model}],
         "data": [{"name": _DATA, "train": str(files["train"]), "held_out": str(files["test"])}],
@@ -151,7 +154,15 @@ def _plan(model: str, rows: str, output: Path, seeds: Sequence[int], limit: int,
     return path
 
 
-def _training(seen: Look, settings: Settings) -> dict[str, str | int | float | bool]:
+def _settings(model: str, rows: str, training: Mapping[str, Value] | None = None) -> Settings:
+    """Settings of a tuning on these rows, as `moorline tune` reads them."""
+    words = ["--model_name_or_path", model, "--dataset_name", rows, "--output_dir", "out"]
+    words += [f"--{name}={value}" for name, value in (training or {"use_peft": True}).items()]
+    with quiet():
+        return parse(words)
+
+
+def _training(seen: Look, settings: Settings) -> dict[str, Value]:
     """The settings that all tunings share; `init` would write the same."""
     of = fitting(seen, settings)
     return {
@@ -208,11 +219,15 @@ def _with_ends(row: Pooled | None) -> str:
     return f"{value} {ends(row)}".strip()
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
     """What to do, and how sure that is, in words."""
     why = f"By the 95 % interval: {held.why}."
     if held.word == "no witness":
-        return "Nothing can be said of safety with this model.", f"{held.why}."
+        return "Nothing can be said of safety with this model.", f"{_sentence(held.why)}."
     if plain.word == "kept":
         return (
             f"Plain tuning on these rows keeps the refusals as well; `{chosen}` holds them at no "
@@ -226,7 +241,11 @@ def _advice(held: Judged, plain: Judged, chosen: str) -> tuple[str, str]:
             f"{chosen.capitalize()} looks best; that it keeps the refusals is not shown.",
             f"{why} More prompts (--limit) or seeds (--seed) would tell.",
         )
-    return (
-        f"Take none of these ({held.word}). Try a larger weight, or a smaller learning rate.",
-        why,
-    )
+    if held.word == "task lost":
+        return (
+            "Take none of these (task lost): no weight learns the task as well as plain tuning. "
+            "Try a smaller weight, more epochs, or more rows.",
+            why,
+        )
+    remedy = "Try a larger weight, or a smaller learning rate."
+    return f"Take none of these ({held.word}). {remedy}", why

@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 
 from ..errors import InputError, MoorlineError
 from ..records import write
-from .cells import Job, RunLine, Start, cells, jobs, lines_of, start_of
+from .cells import Found, Job, RunLine, Start, cells, jobs, lines_of, start_of
 from .doing import finished, left
 from .engines import check_engine, run_jobs
-from .plan import Plan, read_plan
+from .plan import ALIGNED, Plan, read_plan
 from .record import COMPARE, Compared, read_compared, without_times
 from .splits import Files, Split, write_splits
-from .summary import compared
+from .summary import compared, witness
 
 __all__ = ["Compared", "Plan", "compare", "read_compared", "read_plan", "without_times"]
 
@@ -72,7 +72,7 @@ def compare(
         starts = {name: _mined(name, each, output, run, say) for name, each in starts.items()}
         every = jobs(plan, output, files, starts, run)
         todo = [job for job in every if finished(job) is None]
-        clock = _Clock(every, todo, workers, say)
+        clock = _Clock(plan, every, todo, workers, say)
         run_jobs(
             todo, clock.done, engine=engine, workers=workers, address=address,
             gpus_per_cell=plan.gpus_per_cell,
@@ -84,27 +84,47 @@ def compare(
 
 
 class _Clock:
-    """Says what is done and how long the rest will take: the median of finished cells each."""
+    """Says what is done, and how long the rest will take: the median of finished tunings each.
 
-    def __init__(self, every: Sequence[Job], todo: Sequence[Job], workers: int, say: Say) -> None:
+    An audit without a tuning takes a small part of a cell's time, so it is not reckoned with.
+    """
+
+    def __init__(
+        self, plan: Plan, every: Sequence[Job], todo: Sequence[Job], workers: int, say: Say
+    ) -> None:
         ready = [found for job in every if (found := finished(job)) is not None]
         self._seconds = [each.seconds for each in ready if each.training]
         self._total, self._left = len(every), len(todo)
-        self._workers, self._say = workers, say
+        self._plan, self._workers, self._say = plan, workers, say
         say(f"{self._total} cells, {self._total - self._left} of them done.")
+        for each in ready if todo else ():
+            self._warn(each)
 
     def done(self, job: Job) -> None:
         """One more is done."""
         self._left -= 1
         found = left(job)
         failed = found is None or found.failed is not None
-        if found is not None and not failed:
+        if found is not None and not failed and found.training:
             self._seconds.append(found.seconds)
         took = "" if found is None else found.failed or f"{found.seconds:.0f} s"
         self._say(
             f"[{self._total - self._left}/{self._total}] {job.cell.name}: "
             f"{'FAILED: ' if failed else ''}{took}{self._rest()}"
         )
+        if found is not None and not failed:
+            self._warn(found)
+
+    def _warn(self, found: Found) -> None:
+        """Say before the tunings that a model can show nothing."""
+        if found.cell.method != ALIGNED:
+            return
+        if (why := witness(self._plan, found).why_not) is not None:
+            self._say(
+                f"Warning: {found.cell.model}, {found.cell.data}: {why}. So nothing will be said "
+                "of its safety. The tunings go on; Ctrl+C stops them. Take a model that refuses "
+                "more, or prompts that it refuses."
+            )
 
     def _rest(self) -> str:
         if not (self._left and self._seconds):

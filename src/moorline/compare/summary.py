@@ -160,6 +160,12 @@ def _choices(plan: Plan, data: Data, validation: Side) -> dict[str, Choice]:
     return found
 
 
+def witness(plan: Plan, aligned: Found) -> Witness:
+    """Whether a model can show anything, from the audit of it before any tuning."""
+    data = next(each for each in plan.data if each.name == aligned.cell.data)
+    return _witness(_table(plan, aligned.cell.model, data, [aligned]))
+
+
 def _witness(table: _Table) -> Witness:
     refused = spread(table.test.grid(_ALIGNED, metric_of("refusal_rate"))[:1])
     share, num = _broken(table.test, _ALIGNED)

@@ -53,6 +53,8 @@ def _case(gate: Gate) -> ElementTree.Element:
     value = "undefined" if gate.value is None else f"{gate.value:.4f}"
     of = "the interval's bound" if gate.on == "interval" else "the rate"
     said = f"{gate.metric} is {value} as {of}; required: {gate.requirement}"
+    if gate.needs:
+        said += f"; it needs at least {gate.needs} answers"
     if gate.passed:
         ElementTree.SubElement(case, "system-out").text = said
     else:

@@ -10,13 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import InputError
-from ..provenance import write_json, write_text
+from ..provenance import read_json, write_json, write_text
 from .card import write_card, write_cards
 from .figures import draw
 from .page import Report, render
 from .runs import read_runs, told_apart
 from .text import listed
 from .verdict import findings, verdict
+
+AUDIT = "audit.json"
 
 __all__ = ["Report", "report", "write_card", "write_cards"]
 
@@ -36,7 +38,8 @@ def report(
 
     Args:
         folders: Folders with the files of `moorline audit` or `moorline tune`; the first model is
-            what the others are compared with.
+            what the others are compared with. Where one of them alone holds an audit, and that was
+            made `--against` another model, the audit of the other one comes first by itself.
         output: Where to; made if missing.
         title: What the page is called; by default by the models.
         notes: What else these numbers cannot see.
@@ -46,7 +49,7 @@ def report(
         InputError: If a folder holds none of these files, or one that is damaged; if `output`
             cannot be written. Nothing is left half written.
     """
-    runs, apart = told_apart(read_runs(folders))
+    runs, apart = told_apart(read_runs([*_other_of(folders), *folders]))
     names = [run.name for run in runs]
     compared = f"{listed(names[1:])}, compared with {names[0]}" if names[1:] else ""
     own = shlex.join(["moorline", "report", *map(str, folders), "--output", str(output)])
@@ -67,6 +70,15 @@ def report(
             "disk with room that you may write to."
         ) from error
     return made
+
+
+def _other_of(folders: Sequence[str | Path]) -> list[Path]:
+    """The audit of the model that the only audit in some folders was compared with, if any."""
+    audits = [Path(each) for each in folders if (Path(each) / AUDIT).is_file()]
+    if len(audits) != 1 or not read_json(audits[0] / AUDIT, "audit file").get("comparisons"):
+        return []
+    other = audits[0] / "against"
+    return [other] if (other / AUDIT).is_file() else []
 
 
 def _write(made: Report, output: Path) -> None:

@@ -1,6 +1,7 @@
 """The section of a model card: how an adapter was tuned, what its audit found, how to repeat it."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from .text import TEMPLATES, environment, label, quoted
 
 _BEGIN, _END = "<!-- moorline: begin -->", "<!-- moorline: end -->"
 _TASK = "Moorline audit"
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _FLAGS = json.loads((TEMPLATES / "tune_flags.json").read_text(encoding="utf-8"))
 """The settings that shape what is trained, beside all that begin with `str_`; all that there are
 stand in `run.json`. A setting that is absent there, empty or at its neutral value is left out;
@@ -81,11 +83,22 @@ def _write(run: Run) -> Path:
     data = card.data
     data.tags = list(dict.fromkeys([*(data.tags or []), "moorline"]))
     base = _base(run.tuning)
-    # The hub wants an id, not our folder; "None" is how TRL's card spells a folder.
-    if data.base_model in (None, "", "None") and not Path(base).is_dir():
-        data.base_model = base
+    # "None" is how TRL's card spells a folder, and PEFT's has the whole path of one
+    if isinstance(data.base_model or "", str) and not _is_hub_id(data.base_model):
+        data.base_model = base if _is_hub_id(base) else None
+    of_base = {each for each in data.tags if each.startswith("base_model:")}
+    data.tags = [
+        each for each in data.tags if each not in of_base or _is_hub_id(each.rpartition(":")[2])
+    ]
     _put_results(card, run)
     return _save(card, path)
+
+
+def _is_hub_id(name: str | None) -> bool:
+    """Whether a name can be of the hub, and is no folder of this machine."""
+    if name in (None, "None") or not _HUB_ID.fullmatch(name):
+        return False
+    return not Path(name).is_dir()
 
 
 def _put_results(card: ModelCard, run: Run) -> None:
@@ -129,7 +142,7 @@ def _section(run: Run) -> str:
         run=run,
         base=_base(run.tuning),
         tune_command=_command(["tune", *_tune_words(run)]),
-        audit_command="audit" in run.provenance and _command(["audit", *_audit_words(run.audit)]),
+        audit_command="audit" in run.provenance and _command(["audit", *_audit_words(run)]),
     )
 
 
@@ -154,6 +167,11 @@ def _results(run: Run) -> list[EvalResult]:
     ]
 
 
+def _again(run: Run) -> str:
+    """The folder beside that of a run that its repetition goes into."""
+    return f"{run.name}-again"
+
+
 def _tune_words(run: Run) -> list[str]:
     """The flags of `moorline tune` that repeat a run, into a folder beside it."""
     settings = {**run.tuning.settings, "model_name_or_path": run.tuning.model}
@@ -166,23 +184,27 @@ def _tune_words(run: Run) -> list[str]:
             continue
         parts = given if isinstance(given, list) else [given]
         words += [f"--{flag}", *map(str, parts)]
-    tokens, again = f"{run.name}/safety_tokens.json", f"{run.name}-again"
-    return [*words, "--str_tokens", tokens, "--output_dir", again]
+    return [*words, "--str_tokens", f"{run.name}/safety_tokens.json", "--output_dir", _again(run)]
 
 
-def _audit_words(audit: Origin) -> list[str]:
-    """The words of `moorline audit` that repeat an audit, but for `--suite`."""
-    words = [str(audit.model)]
-    if audit.adapter:
-        words += ["--adapter", audit.adapter]
-    for flag in ("max_new_tokens", "batch_size", "system_prompt", "metric"):
-        if (given := audit.settings.get(flag)) is not None:
+def _audit_words(run: Run) -> list[str]:
+    """The words of `moorline audit` that repeat an audit, of the repeated tuning; no suites."""
+    audit, settings = run.audit, run.audit.settings
+    words = [str(audit.model), "--adapter", _again(run)] if audit.adapter else [_again(run)]
+    for against in dict.fromkeys(row.against for row in run.comparisons):
+        words += ["--against", against]
+    for flag in ("max_new_tokens", "batch_size", "system_prompt", "metric", "thinking", "limit"):
+        if (given := settings.get(flag)) is not None:
             words += [f"--{flag.replace('_', '-')}", str(given)]
     for flag in ("judge", "condition"):
-        for each in audit.settings.get(f"{flag}s") or ():
+        for each in settings.get(f"{flag}s") or ():
             words += [f"--{flag}", str(each.get("name") if isinstance(each, dict) else each)]
-    if audit.settings.get("by_category"):
+    if settings.get("by_category"):
         words.append("--by-category")
+    for gate in dict.fromkeys(each.requirement for each in run.gates):
+        words += ["--require", gate]
+    if "rate" in {each.on for each in run.gates}:
+        words += ["--gate-on", "rate"]
     return [*words, "--seed", str(audit.seed)]
 
 
