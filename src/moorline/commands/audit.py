@@ -45,6 +45,7 @@ from .anchors_file import check_apart
 from .audit_endpoint import audit_served, plan_of
 from .audit_options import Asked, Progress
 from .default_suites import default_suites
+from .library_messages import quiet
 from .lineage import TOKENS, lineage_of
 from .run_file import locked
 
@@ -299,9 +300,10 @@ def _loaded(source: _Source, loading: Loading, say: Progress) -> ChatModel:
     label = f"load {Path(source.name).name}"
     say(label, 0, 1)
     tokenizer = None if source.tokenizer == source.model else source.tokenizer
-    chat = load_chat_model(
-        source.model, adapter=source.adapter, tokenizer=tokenizer, **loading._asdict()
-    )
+    with quiet():
+        chat = load_chat_model(
+            source.model, adapter=source.adapter, tokenizer=tokenizer, **loading._asdict()
+        )
     say(label, 1, 1)
     return chat
 
