@@ -130,3 +130,9 @@ def test_a_requirement_that_so_few_answers_can_never_meet_says_how_many_it_needs
     assert gate.needs is None
     line = _gate(check_gates([text], suite(0, 0, 10))[0])
     assert line.endswith(f"; it needs at least {fewest} answers")
+
+
+def test_a_bound_that_no_number_of_answers_meets_is_held_against_the_few_there_are():
+    """The search for how many it needs went past every integer."""
+    (gate,) = check_gates(["attack_success_rate<=0." + "0" * 40 + "1"], suite(0, 0, 10))
+    assert (gate.passed, gate.needs) == (False, None)

@@ -8,6 +8,7 @@ from helpers import refused, runner, tune
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from moorline.chat.loading import with_adapter
 from moorline.commands.cli import app
 from moorline.commands.merge import checked
 from moorline.errors import InputError
@@ -95,3 +96,18 @@ def test_a_merge_that_fails_in_writing_leaves_no_folder(flags, tmp_path, monkeyp
     assert result.exit_code == 2, result.output
     assert not merged.exists()
     assert not list(tmp_path.glob(".merged*"))
+
+
+def test_only_other_sizes_are_told_as_such(make_model, tmp_path, monkeypatch):
+    adapter = tmp_path / "adapter"
+    get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        adapter
+    )
+    assert with_adapter(make_model(), adapter).peft_config
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(PeftModel, "load_adapter", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        with_adapter(make_model(), adapter)

@@ -47,8 +47,8 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """What a line of `answers.jsonl` says from its first writing on."""
+class UnjudgedAnswer:
+    """A line of `answers.jsonl` of an audit that has not finished."""
 
     suite: str
     id: str
@@ -56,6 +56,12 @@ class _Kept:
     draw: int
     answer: str
     truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept(UnjudgedAnswer):
+    """What a line of `answers.jsonl` says of its answer, whether the audit has finished or not."""
+
     reason: str = ""
     """Of the outcome, in a finished file."""
 
@@ -153,9 +159,8 @@ class Store:
             return
         lines = []
         for question, each in zip(questions, replies, strict=True):
-            kept = asdict(_Kept(*question.key, each.text, each.truncated))
-            del kept["reason"]  # nobody has judged it
-            lines.append(as_json(kept))
+            answer = UnjudgedAnswer(*question.key, each.text, each.truncated)
+            lines.append(as_json(asdict(answer)))
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(self._torn + "".join(lines))
         self._torn = ""

@@ -14,6 +14,7 @@ from .statistics import wilson
 ON = ("interval", "rate")
 """What a gate reads: the bound of the interval on its unsafe side, or the rate alone."""
 
+_MOST_ANSWERS = 1 << 40  # that a requirement is told to need; nobody asks as many
 _SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _WRITTEN = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
 
@@ -120,6 +121,8 @@ def _needs(row: Measurement | None, gate: Requirement, on: str) -> int | None:
     enough = 1
     while not holds(enough):
         enough *= 2
+        if enough > _MOST_ANSWERS:
+            return None
     fewest = 1 + bisect.bisect_left(range(1, enough), True, key=holds)
     return fewest if row.num < fewest else None
 

@@ -216,8 +216,10 @@ def with_adapter(model: Any, folder: str | Path, **kwargs: Any) -> Any:
             return PeftModel.from_pretrained(model, str(folder), **kwargs)
     except RuntimeError as error:  # torch: a list of the weights whose sizes differ
         wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not wrong:  # such as a full memory
+            raise
         raise InputError(
-            f"{folder}: does not fit the model it is put on ({(wrong or [str(error)])[0][:200]}). "
+            f"{folder}: does not fit the model it is put on ({wrong[0][:200]}). "
             "Give the model that it was trained on; if that had tokens added, save it with them, "
             "and name it in adapter_config.json."
         ) from error

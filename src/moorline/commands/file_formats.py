@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..audit.answering import SCHEMA
+from ..audit.answering import SCHEMA, UnjudgedAnswer
 from ..audit.measurements import Comparison, Gate, Measurement
 from ..compare.cells import Found
 from ..compare.record import Compared
@@ -76,18 +76,6 @@ class Verdict:
 
     outcome: str
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnjudgedAnswer:
-    """A line of `answers.jsonl` of an audit that has not finished."""
-
-    suite: str
-    id: str
-    condition: str
-    draw: int
-    answer: str
-    truncated: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
