@@ -98,6 +98,19 @@ def test_a_merge_that_fails_in_writing_leaves_no_folder(flags, tmp_path, monkeyp
     assert not list(tmp_path.glob(".merged*"))
 
 
+@pytest.mark.parametrize("name", [".", "linked", "x" * 250])
+def test_an_empty_folder_is_written_to_however_it_is_named(name, flags, tmp_path, monkeypatch):
+    assert tune(flags).exit_code == 0
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty" if name == "." else tmp_path)
+    result = runner.invoke(app, ["merge", str(flags["output_dir"]), "--output", name])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    written = tmp_path / (name if name.startswith("x") else "empty")
+    assert {"config.json", "run.json"} <= {each.name for each in written.iterdir()}
+    assert not [each for each in written.iterdir() if each.name.startswith(".")]
+
+
 def test_only_other_sizes_are_told_as_such(make_model, tmp_path, monkeypatch):
     adapter = tmp_path / "adapter"
     get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(

@@ -255,3 +255,33 @@ def test_rows_that_nobody_knows_are_refused_without_a_command(tmp_path):
     with pytest.raises(InputError) as raised:
         read(written(tmp_path, {"a": "w1", "b": "w2"}))
     assert "python -c" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "hello", "system": "Be kind."}, "'system' is not read beside a 'text'"),
+        ({"messages": TURN, "tools": "bad"}, "`tools` of a row must be a list"),
+        ({"messages": TURN, "tools": {"a": 1}}, "`tools` of a row must be a list"),
+    ],
+)
+def test_what_would_be_lost_is_refused_by_its_place(row, said, tmp_path):
+    with pytest.raises(InputError, match=f"line 1: {re.escape(said)}"):
+        read(written(tmp_path, row))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "p", "input": "x", "response": "c"}, None),
+        ({"instruction": "p", "context": "x", "response": "c"}, None),
+        ({"instruction": "p", "input": "", "response": "c"}, "'response': 'completion'"),
+        ({"prompt": "a", "chosen": "a b", "rejected": "a c"}, None),
+        ({"prompt": TURN[:1], "chosen": TURN, "rejected": TURN}, "('chosen', 'messages')"),
+    ],
+)
+def test_no_command_is_told_that_would_lose_or_double_a_part(row, said, tmp_path):
+    with pytest.raises(InputError) as caught:
+        read(written(tmp_path, row))
+    assert ("python -c" in str(caught.value)) == (said is not None)
+    assert said is None or said in str(caught.value)

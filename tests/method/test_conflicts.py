@@ -128,6 +128,8 @@ def test_a_response_that_begins_with_a_safety_token_is_learned(tokens):
         ([[-100, -100, 7, 7, 7, 7]], {"position_ids": [[0, 1, 2, 0, 1, 2]]}, 0),
         ([[-100, -100, 7, -100, 7, 7]], {"position_ids": [[0, 1, 2, 0, 1, 2]]}, 2),
         ([[-100, -100, 7, 7]], {"attention_mask": [[0, 1, 1, 1]]}, 2),  # padded before
+        ([[-100, -100, 7, 7]], {"attention_mask": [[0, 0, 1, 1]]}, 2),  # and all of it labelled
+        ([[-100, -100, -100, 7, 7]], {"attention_mask": [[0, 1, 1, 1, 1]]}, 0),
     ],
 )
 def test_a_response_without_a_prompt_is_learned_and_counted(labels, more, unknown, tokens, caplog):

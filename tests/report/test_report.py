@@ -27,7 +27,7 @@ from moorline.report import Report, report, write_card
 from moorline.report.figures import draw
 from moorline.report.page import render
 from moorline.report.rows import Origin, Run, Step, Token
-from moorline.report.runs import read_runs, shown, told_apart
+from moorline.report.runs import is_of, read_runs, shown, told_apart
 from moorline.report.verdict import findings, verdict
 from moorline.trainer import make_parser
 
@@ -528,6 +528,15 @@ def test_a_comparison_with_another_model_is_not_taken_for_one_with_the_first():
         found = findings([run_of("aligned"), tuned])[0]
         assert ("prompt by prompt" in found.reason) == counts
         assert found.status == ("PASS" if counts else "NOT SHOWN")
+
+
+def test_a_folder_is_the_same_by_any_path(tmp_path, monkeypatch):
+    (tmp_path / "aligned").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = run_of("first", audit=Origin(model="aligned"))
+    assert is_of(first, str(tmp_path / "aligned"))
+    assert is_of(run_of("first", audit=Origin(model=str(tmp_path / "aligned"))), "aligned")
+    assert not is_of(first, str(tmp_path / "other"))
 
 
 def _harmful(attack, refused, broken=0.0, condition="plain"):

@@ -103,20 +103,30 @@ def conversation_of(row: Mapping[str, Any], *, texts: bool = True) -> Conversati
         return None
     if not messages or not all(isinstance(each, Mapping) for each in messages):
         return None
-    variables = {"tools": _tools(row.get("tools"))}
+    variables = {"tools": tools_of(row)}
     variables |= row.get("chat_template_kwargs") or {}
     given = {name: value for name, value in variables.items() if value is not None}
     return Conversation([_message(each) for each in messages], len(prompt), given)
 
 
-def _tools(given: Any) -> Any:
-    try:
-        return json.loads(given) if isinstance(given, str) else given
-    except ValueError as error:
-        raise InputError(
-            f"`tools` of a row must be a list, or JSON of one, got {given[:60]!r}. Correct the "
-            "rows, or leave the column out."
-        ) from error
+def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools of a row, also of JSON text; None without.
+
+    Raises:
+        InputError: If they are no list.
+    """
+    given = found = row.get("tools") or None
+    if isinstance(given, str):
+        try:
+            found = json.loads(given)
+        except ValueError:
+            found = given
+    if found is None or isinstance(found, list):
+        return found
+    raise InputError(
+        f"`tools` of a row must be a list, or JSON of one, got {str(given)[:60]!r}. Correct the "
+        "rows, or leave the column out."
+    )
 
 
 # ShareGPT's names of who speaks

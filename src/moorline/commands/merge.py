@@ -61,7 +61,7 @@ def merge(folder: str | Path, output: str | Path) -> Merged:
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder. Give that of an adapter.")
-    output, start = Path(output), lineage_of(str(folder))
+    output, start = Path(output).resolve(), lineage_of(str(folder))
     if start.adapter is None:
         raise InputError(
             f"{folder}: no adapter_config.json, so there is nothing to merge. Give the folder of "
@@ -77,15 +77,21 @@ def merge(folder: str | Path, output: str | Path) -> Merged:
         before = _logits(ChatModel(adapted, tokenizer), rows)
         model = adapted.merge_and_unload(safe_merge=True)
         found = checked(before, _logits(ChatModel(model, tokenizer), rows), model.dtype, output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-            whole = Path(scratch, "whole")
-            model.save_pretrained(whole)
-            tokenizer.save_pretrained(whole)
-            for name in _BESIDE:
-                if (Path(folder) / name).is_file():
-                    shutil.copyfile(Path(folder) / name, whole / name)
-            whole.replace(output)  # an empty folder gives way
+        is_new = not output.exists()
+        output.mkdir(parents=True, exist_ok=True)
+        try:
+            with TemporaryDirectory(dir=output, prefix=".") as scratch:
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+                for name in _BESIDE:
+                    if (Path(folder) / name).is_file():
+                        shutil.copyfile(Path(folder) / name, Path(scratch) / name)
+                for each in Path(scratch).iterdir():
+                    each.replace(output / each.name)
+        except BaseException:
+            if is_new:
+                shutil.rmtree(output, ignore_errors=True)
+            raise
     return found
 
 

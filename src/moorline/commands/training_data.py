@@ -10,7 +10,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..chat.conversation import Message, conversation_of
+from ..chat.conversation import Message, conversation_of, tools_of
 from ..errors import InputError, PrerequisiteError
 from ..provenance import sha256_of
 from ..tables import Row, delimiter_of, is_table, rows_of
@@ -105,13 +105,18 @@ def _converts(name: str, first: Mapping[str, Any]) -> str:
     load = f"import datasets; datasets.load_dataset('{builder}', data_files='{name}'{apart})"
     load += "['train']"
     for prompt, answer in _RENAMED:
-        if {prompt, answer} <= first.keys():
+        lost = {"prompt", "input", "context", "system"} - {prompt}
+        if {prompt, answer} <= first.keys() and not any(first.get(each) for each in lost):
             names = {prompt: "prompt"} if prompt != "prompt" else {}
             made = f"{load}.rename_columns({ {**names, answer: 'completion'} })"
             return f" To convert them: python -c \"{made}.to_json('converted.jsonl')\""
     chosen, prompt = first.get("chosen"), first.get("prompt")
     if "rejected" not in first or not isinstance(chosen, str | list):
         return ""
+    if prompt and type(prompt) is type(chosen) and chosen[: len(prompt)] == prompt:
+        if isinstance(chosen, str):  # both in one text, with no border between them
+            return ""
+        prompt = None
     if type(prompt) is type(chosen):  # the answer alone
         columns, known_as = ["prompt", "chosen"], "completion"
     elif isinstance(chosen, list):  # the whole conversation
@@ -153,15 +158,20 @@ def _checked(row: Row, shape: tuple[str, ...]) -> Mapping[str, Any]:
     for column in shape:
         if row.values.get(column) in (None, "", []):
             raise row.lacks(column, f"The first row has {', '.join(shape)}; every row must.")
+    of_texts = shape == ("text",) or isinstance(row.values.get("prompt"), str)
+    if of_texts and shape[0] in ("text", "prompt") and row.values.get("system"):
+        raise InputError(
+            f"{row.place}: 'system' is not read beside a {shape[0]!r} that is a text. Give the "
+            "rows as 'messages', the system message first."
+        )
     if shape == ("text",):
         return {"text": _text(row, "text")}
+    try:
+        tools_of(row.values)
+    except InputError as error:
+        raise InputError(f"{row.place}: {error}") from error
     kept = {name: row.values[name] for name in _FOR_TEMPLATE if row.values.get(name)}
     if shape == ("prompt", "completion") and isinstance(row.values["prompt"], str):
-        if row.values.get("system"):
-            raise InputError(
-                f"{row.place}: 'system' is not read beside a 'prompt' that is a text. Give the "
-                "rows as 'messages', the system message first."
-            )
         return {column: _text(row, column) for column in shape} | kept
     if shape == ("instruction", "output"):
         turns = [_exchanges(row)]

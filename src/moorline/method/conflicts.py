@@ -186,7 +186,9 @@ def conflicts(
     mass = torch.zeros(responses.shape, dtype=torch.float32, device=device)
     mass[measured] = reference_values.detach().float().exp().sum(dim=-1)
     is_own = torch.isin(_following(batch).to(device), safety_ids.to(device))
-    headless = begins & beginnings(batch, responses)
+    starts = beginnings(batch, responses)
+    # a document's own first token is predicted, if at all, by padding or by another document
+    headless = begins & (starts | torch.nn.functional.pad(starts[:, 1:], (0, 1)))
     opposed = begins & (mass > REFUSES) & ~is_own & ~headless
     # each position belongs to the response that began last in its row
     of_response = begins.flatten().long().cumsum(dim=0).view(begins.shape) - 1

@@ -249,9 +249,13 @@ def _is_same(first: Run, second: Run) -> bool:
 def is_of(run: Run, subject: str) -> bool:
     """Whether a model that a file names, by path or id, is that of a run."""
     own = {_subject(run), run.name} | (_places(run) if run.folder else set())
-    names = {each.rstrip("/") for each in own if each}
-    is_path = os.path.isdir(subject)
-    return subject.rstrip("/") in names or (is_path and os.path.abspath(subject) in names)
+    return any(_names(each) & _names(subject) for each in own if each)
+
+
+def _names(subject: str) -> set[str]:
+    """A path or id as given, and in full where it is a folder."""
+    whole = {os.path.abspath(subject)} if os.path.isdir(subject) else set()
+    return {subject.rstrip("/")} | whole
 
 
 def _places(tuned: Run) -> set[str]:
