@@ -77,10 +77,10 @@ def test_every_message_has_its_entry():
     sources = {each.source for each in found}
     silent = {each for each in raised() if each not in sources}
     # whole texts that come from elsewhere: of another module, of an error beneath
-    passed_on = {"baselines/states.py", "compare/__init__.py", "method/mixin.py",
-                 "method/regularizer.py", "records.py", "tables.py"}  # fmt: skip
+    passed_on = {"baselines/states.py", "commands/training_data.py", "compare/__init__.py",
+                 "method/mixin.py", "method/regularizer.py", "records.py", "tables.py"}  # fmt: skip
     assert {each.partition(":")[0] for each in silent} <= passed_on, sorted(silent)
-    assert len(silent) < 7
+    assert len(silent) < 8
     page = made_messages.page(
         Path(moorline.__file__).parent,
         (DOCS / "how-to" / "troubleshooting.md").read_text(encoding="utf-8"),
