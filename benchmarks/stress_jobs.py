@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
+import torch
 import transformers
 import trl  # noqa: F401  loaded once, before the forks
 
@@ -131,6 +132,9 @@ def _be(words: Sequence[str], folder: Path, kill: Kill | None, counter: Path) ->
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        # After a fork torch makes its pool of threads anew where it is first asked for, and two
+        # threads that ask at once (transformers reads weights in several) find none.
+        torch.set_num_threads(1)
         cache_shards.MAX_ROWS = 8  # several shards, of which one may be half done
         _count_files(kill, counter)
         random.seed(0)
