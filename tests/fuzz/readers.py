@@ -42,7 +42,8 @@ with _watched():
 
 CORPUS = Path(__file__).parent / "corpus"
 _KNOWN = {"str_weight", "learning_rate", "output_dir", "env"}
-_FOLDER = Path(tempfile.mkdtemp(prefix="moorline-fuzz-"))
+_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a disk would be waited for
+_FOLDER = Path(tempfile.mkdtemp(prefix="moorline-fuzz-", dir=_MEMORY))
 
 
 def _file(name: str, content: bytes) -> Path:
