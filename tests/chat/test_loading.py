@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import lora
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moorline.chat.loading import load, load_chat_model
@@ -114,3 +115,35 @@ def test_quantization_without_bitsandbytes_is_one_line(model_folder, monkeypatch
 def test_unknown_words_are_refused_before_anything_is_read(model_folder, values, words):
     with pytest.raises(InputError, match=words):
         load_chat_model(str(model_folder), **values)
+
+
+def without(path, part, renamed=None):
+    """Take tensors out of a file, or give them another name."""
+    kept = {}
+    for name, value in load_file(path).items():
+        if part not in name:
+            kept[name] = value
+        elif renamed is not None:
+            kept[name.replace(part, renamed)] = value
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["layers.1.", "layers.0.self_attn.q_proj"])
+def test_a_model_whose_files_lack_weights_is_refused(model_folder, part):
+    """Transformers drew them at random, and an audit or a tuning went on without a word."""
+    load_chat_model(str(model_folder))
+    without(model_folder / "model.safetensors", part)
+    with pytest.raises(InputError, match=r"no weights for model\.layers\.\d\."):
+        load_chat_model(str(model_folder))
+
+
+@pytest.mark.parametrize(("part", "renamed"), [("lora_B", None), ("base_model", "bose_model")])
+def test_an_adapter_whose_file_lacks_weights_is_refused(model_folder, tmp_path, part, renamed):
+    """It was put on as it was drawn: the model was audited as if nothing had been tuned."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    folder = tmp_path / "adapter"
+    get_peft_model(model, lora(init_lora_weights=False)).save_pretrained(folder)
+    load_chat_model(str(model_folder), adapter=folder)
+    without(folder / "adapter_model.safetensors", part, renamed)
+    with pytest.raises(InputError, match=r"no weights for base_model\..* of the adapter"):
+        load_chat_model(str(model_folder), adapter=folder)

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import re
 import resource
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from filelock import FileLock
 from helpers import (
     PlainSTRTrainer,
@@ -31,7 +32,7 @@ from helpers import (
 from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM, TrainingArguments
 
 from moorline import InputError, PrerequisiteError, STRConfig, STRTrainer
-from moorline.method import cache_job
+from moorline.method import cache_job, cache_shards
 from moorline.method.cache import COLUMN, Cache, Cached, key_of
 from moorline.method.cache_plan import why_not
 from moorline.method.positions import PositionRule
@@ -297,6 +298,29 @@ def test_whatever_differs_is_refused_by_name(
     with pytest.raises(InputError, match=rf"`str_cache_dir` .*different: (.*, )?{named}"):
         build(**changes)
     build()
+
+
+@pytest.mark.parametrize("reference", ["cached", "write_through"])
+def test_arrow_files_of_somebody_else_are_refused_and_stay(
+    reference, make_model, rows, tokenizer, tokens, tmp_path
+):
+    """After a stopped run they counted as torn shards, and were removed."""
+    Dataset.from_list([{"text": "mine"}]).save_to_disk(folder := tmp_path / "own" / "train")
+    (folder / "film.mkv.part").write_text("mine too")
+    where = {"str_reference": reference, "str_cache_dir": str(folder.parent)}
+    with pytest.raises(InputError, match=r"`str_cache_dir` .* holds data-.*no part of a cache"):
+        str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, lora(), **where)
+    assert load_from_disk(folder)[0] == {"text": "mine"}
+    assert (folder / "film.mkv.part").is_file()
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
+    left = ["shard-00000-of-00001.arrow", f"shard-00000-of-00001.arrow.{2**22 + 1}.part"]
+    kept = ["film.mkv.part", f"rest-8-00000-of-00001.arrow.{os.getpid()}.part", "cache.json"]
+    for name in left + kept:
+        (tmp_path / name).touch()
+    cache_shards.remove_torn(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == set(kept)
 
 
 @pytest.mark.parametrize("damage", ["cut", "edit", "remove", "manifest"])

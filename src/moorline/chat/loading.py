@@ -2,7 +2,8 @@
 
 import functools
 import importlib.util
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,26 @@ def load(kind: Any, name: str, **kwargs: Any) -> Any:
     """`kind.from_pretrained(name, ...)` for a class of transformers.
 
     Raises:
-        InputError: If a local name is mistyped or a file in the folder is damaged.
+        InputError: If a local name is mistyped, a file in the folder is damaged, or a model's
+            files lack weights: transformers would draw them at random.
         PrerequisiteError: If a hub id is unknown or may not be read, or a package is missing.
     """
     with _told(name):
-        return kind.from_pretrained(name, **kwargs)
+        if kind is not AutoModelForCausalLM:
+            return kind.from_pretrained(name, **kwargs)
+        model, found = kind.from_pretrained(name, **kwargs, output_loading_info=True)
+    if lacking := sorted(found["missing_keys"]):
+        raise InputError(
+            f"{name}: its files have no weights for {_named(lacking)} of the model that its "
+            "config.json describes. Download or save this folder again."
+        )
+    return model
+
+
+def _named(weights: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    first = ", ".join(weights[:3])
+    return first if len(weights) <= 3 else f"{first} and {len(weights) - 3} more"
 
 
 @contextmanager
@@ -207,13 +223,25 @@ def with_adapter(model: Any, folder: str | Path, **kwargs: Any) -> Any:
     """A model with a PEFT adapter on it.
 
     Raises:
-        InputError: If the adapter is damaged, or was trained on a model of other sizes.
+        InputError: If the adapter is damaged or lacks weights, or was trained on a model of other
+            sizes.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
     try:
-        with _told(str(folder)):
-            return PeftModel.from_pretrained(model, str(folder), **kwargs)
+        with _told(str(folder)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*missing adapter keys")  # refused below
+            adapted = PeftModel.from_pretrained(model, str(folder), **kwargs)
+            there = load_peft_weights(str(folder), device="cpu").keys()
+        # What peft does not find in the files stays as it was drawn, and is warned of alone.
+        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        if lacking := sorted(wanted - there):
+            raise InputError(
+                f"{folder}: has no weights for {_named(lacking)} of the adapter that its "
+                "adapter_config.json describes. Download or save this folder again, or give the "
+                "model that it was trained on."
+            )
+        return adapted
     except RuntimeError as error:  # torch: a list of the weights whose sizes differ
         wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         if not wrong:  # such as a full memory

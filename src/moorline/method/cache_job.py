@@ -230,6 +230,7 @@ def _claim(folder: Path, manifest: Manifest) -> None:
     """Begin a cache in a folder, or refuse what is there by the first part that differs."""
     if not (folder / cache.MANIFEST).is_file():
         folder.mkdir(parents=True, exist_ok=True)
+        cache_shards.check_unused(folder)
         _check_room(folder, manifest.bytes)
         records.write(folder / cache.MANIFEST, manifest)
         return
@@ -281,9 +282,11 @@ def _alone(folder: Path, job: CacheJob) -> Iterator[None]:
 
 
 def check_folder(folder: Path, parts: Mapping[str, str], dtype: str) -> None:
-    """Refuse a folder that holds a cache of something else; one that holds none is fine."""
+    """Refuse a folder that holds a cache of something else, or another's Arrow files."""
     if (folder / cache.MANIFEST).is_file():
         _check_same(folder, Manifest.load(folder), parts, dtype)
+    else:
+        cache_shards.check_unused(folder)
 
 
 def is_finished(folder: Path) -> bool:

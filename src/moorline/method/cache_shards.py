@@ -144,12 +144,30 @@ def recorded(folder: Path, manifest: Manifest) -> dict[str, Shard]:
 
 def remove_torn(folder: Path) -> None:
     """Remove what killed runs left: parts of processes that ended, shards without a record."""
-    for path in folder.glob("*.part"):
-        if not psutil.pid_exists(int(path.name.split(".")[-2])):
+    for path in folder.glob("*.arrow.*.part"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
             path.unlink(missing_ok=True)
-    for path in folder.glob("*.arrow"):
-        if not path.with_name(f"{path.name}.json").is_file():
-            path.unlink(missing_ok=True)
+    for path in _unrecorded(folder):
+        path.unlink(missing_ok=True)
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse a folder with Arrow files of somebody else: beside a cache they count as torn shards.
+
+    Raises:
+        InputError: If there is one, such as those that `datasets` saves.
+    """
+    if others := _unrecorded(folder):
+        raise InputError(
+            f"`cache_dir` {folder} holds {others[0].name}, which is no part of a cache. Give a "
+            "folder of its own."
+        )
+
+
+def _unrecorded(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.arrow"))
+    return [each for each in paths if not each.with_name(f"{each.name}.json").is_file()]
 
 
 def not_written(path: Path, manifest: Manifest, error: OSError) -> PrerequisiteError:
