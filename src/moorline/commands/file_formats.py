@@ -167,7 +167,11 @@ class State:
     """What a checkpoint holds of the method, in `moorline_state.json`."""
 
     held: Mapping[str, Any]
-    """Form, weight, positions and what becomes of rows in conflict, by which the run was held."""
+    """Form, weight, positions, what becomes of rows in conflict, and a fingerprint of the anchors'
+    prompts: by which the run was held."""
+
+    processes: int
+    """Whose random numbers belong to the checkpoint; 0 where it holds the model alone."""
 
     drift: Mapping[str, float | None] | None = None
     """With a budget: all that the next weight depends on."""

@@ -5,17 +5,24 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from transformers import TrainerCallback
 
 from ..errors import InputError
-from ..provenance import read_json, write_json
+from ..provenance import fingerprint, read_json, write_json
+from .inert import check_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from transformers import Trainer
+
     from .regularizer import Regularizer
-    from .settings import STRSettings
+
+    _Host = Trainer
+else:
+    _Host = object
 
 _log = logging.getLogger(__name__)
 
@@ -25,8 +32,33 @@ STATE = "moorline_state.json"
 """The file in a checkpoint."""
 
 
+class WholeCheckpoints(_Host):
+    """A host trainer that saves no weight that is no number, and says by what it is held.
+
+    The state is in a checkpoint's folder before the host's own last file is. So a checkpoint that
+    counts as whole has it, however the run ends.
+    """
+
+    regularizer: "Regularizer"
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The host's saving, on every process: of a checkpoint, and in the end."""
+        check_weights(self.model, self.state.global_step, self.accelerator)  # pyright: ignore
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir and self.is_world_process_zero():
+            # Without the optimizer nothing goes on as it would have, in however many processes.
+            processes = 0 if self.args.save_only_model else self.args.world_size
+            state = {"held": _held(self.regularizer), "processes": processes}
+            write_json(Path(output_dir) / STATE, state | self.regularizer.strength.state())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The host's; the first process writes the last file once all have written theirs."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+
 class Settling(TrainerCallback):
-    """Settles the weights after every step, and writes into every checkpoint by what it is held."""
+    """Settles the weights after every step."""
 
     def __init__(self, regularizer: "Regularizer", accelerator: "Accelerator") -> None:
         self._regularizer, self._accelerator = regularizer, accelerator
@@ -35,68 +67,87 @@ class Settling(TrainerCallback):
         """After the optimizer's step, on every process."""
         self._regularizer.strength.next_step(lambda local: self._accelerator.reduce(local, "sum"))  # pyright: ignore
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the host has written a checkpoint."""
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if state.is_world_process_zero and folder.is_dir():
-            held = {"held": _held(self._regularizer.settings)}
-            write_json(folder / STATE, held | self._regularizer.strength.state())
 
-
-def _held(settings: "STRSettings") -> Mapping[str, Any]:
+def _held(regularizer: "Regularizer") -> Mapping[str, Any]:
     """By what a training is held, as far as a resumed one must be held by the same."""
-    weight = None if settings.budget is not None else settings.first_weight
-    conflicts = "skip" if settings.skips else "learn"
+    settings, anchors = regularizer.settings, regularizer.anchors
     return {
-        "form": settings.form, "weight": weight, "positions": settings.positions,
-        "conflicts": conflicts,
-    }  # fmt: skip
+        "form": settings.form,
+        "weight": None if settings.budget is not None else settings.first_weight,
+        "positions": settings.positions,
+        "conflicts": "skip" if settings.skips else "learn",
+        "anchors": None
+        if anchors is None
+        else fingerprint([str(each) for each in anchors.prompts]),
+    }
 
 
 def whole_checkpoints(output: str | Path, *, with_state: bool = False) -> list[Path]:
     """The checkpoints in a folder that were written to their end, the newest last.
 
-    A run that is killed while it writes one leaves a torn one, which would not load.
+    A run that is killed while it writes one leaves a torn one, which would not load, or would go on
+    with other random numbers.
 
     Args:
         output: The output folder of a run.
         with_state: Whether the run has a budget, so that its state belongs to a checkpoint.
     """
     found = {
-        int(path.name.partition("-")[2]): path
-        for path in Path(output).glob("checkpoint-*")
-        if path.name.partition("-")[2].isdigit() and _is_whole(path, with_state)
-    }
+        step: path for path in Path(output).glob("checkpoint-*")
+        if (step := _step_of(path)) is not None and _is_whole(path, with_state)
+    }  # fmt: skip
     return [found[step] for step in sorted(found)]
+
+
+def _step_of(folder: Path) -> int | None:
+    step = folder.name.partition("-")[2]
+    return int(step) if step.isdecimal() else None
 
 
 def _is_whole(folder: Path, with_state: bool) -> bool:
     try:
-        json.loads((folder / _LAST).read_text(encoding="utf-8"))
+        last = json.loads((folder / _LAST).read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE).read_text("utf-8")) if with_state or (
+            folder / STATE).is_file() else {}  # fmt: skip
     except (OSError, ValueError):
         return False
-    return not with_state or (folder / STATE).is_file()
+    archives = [each for each in folder.iterdir() if each.suffix in (".pt", ".pth")]
+    if not (isinstance(last, dict) and isinstance(state, dict) and all(map(is_zipfile, archives))):
+        return False
+    processes = state.get("processes")
+    if not isinstance(processes, int):  # of an earlier version, or of another trainer
+        return True
+    names = [f"rng_state_{each}.pth" for each in range(processes)]
+    if processes == 1:
+        names = ["rng_state.pth"]
+    return bool(names) and all((folder / name).is_file() for name in names)
 
 
 def resumed(checkpoint: Any, output: str | None, *, with_state: bool) -> Any:
     """What a host is to resume from: of `True` the newest checkpoint that is whole.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or a folder that is given is none, or torn.
     """
     if checkpoint is not True:
+        if checkpoint and not _is_whole(Path(str(checkpoint)), False):
+            raise InputError(
+                f"`resume_from_checkpoint` {checkpoint} is no whole checkpoint: {_LAST} is missing "
+                "or damaged, or optimizer and random numbers are (`save_only_model` saves none). "
+                "Give another, or begin anew."
+            )
         return checkpoint
     whole = whole_checkpoints(output or ".", with_state=with_state)
     if not whole:
         raise InputError(
-            f"`resume_from_checkpoint` is set but {output} holds no whole checkpoint. Leave it out "
-            "to begin anew."
+            f"`resume_from_checkpoint` is set but {output} holds no whole checkpoint (with "
+            "`save_only_model` none is). Leave it out to begin anew."
         )
-    newest = int(whole[-1].name.partition("-")[2])
+    newest = _step_of(whole[-1])
     torn = [
         path.name
         for path in sorted(Path(output or ".").glob("checkpoint-*"))
-        if path.name.partition("-")[2].isdigit() and int(path.name.partition("-")[2]) > newest
+        if (_step_of(path) or 0) > (newest or 0)
     ]
     if torn:
         _log.warning("%s was not written to its end, and is passed over.", ", ".join(torn))
@@ -125,14 +176,15 @@ def load_state(regularizer: "Regularizer", checkpoint: Any) -> None:
             "checkpoint that has it, or begin anew."
         )
     state = read_json(path, "state of the regularizer") if path.is_file() else {}
-    _check_held(path, state.pop("held", None), regularizer.settings)
+    state.pop("processes", None)
+    _check_held(path, state.pop("held", None), regularizer)
     if found:
         regularizer.strength.load(state)
 
 
-def _check_held(path: Path, then: Any, settings: "STRSettings") -> None:
+def _check_held(path: Path, then: Any, regularizer: "Regularizer") -> None:
     """Refuse another form of the drift than the checkpoint's; tell of what else differs."""
-    now = _held(settings)
+    now, settings = _held(regularizer), regularizer.settings
     if not isinstance(then, dict) or then.keys() != now.keys():
         if settings.holds:
             _log.warning(
@@ -153,5 +205,7 @@ def _check_held(path: Path, then: Any, settings: "STRSettings") -> None:
         for name in ("weight", "positions", "conflicts")
         if then[name] != now[name]
     ]
+    if then["anchors"] != now["anchors"]:
+        differ.append("`anchors` were other prompts")
     if differ:
         _log.warning("%s is resumed with other settings: %s.", path.parent, "; ".join(differ))

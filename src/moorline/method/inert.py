@@ -27,6 +27,7 @@ from .safety_tokens import SafetyTokens
 from .templates import MINING_PROMPTS, REJECTION_TEMPLATES
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
@@ -229,6 +230,29 @@ def check_loss(loss: Tensor, step: int) -> None:
             "row, where rows in conflict have nothing left (`conflicts`); resume from the last "
             "checkpoint with a smaller `learning_rate`."
         )
+
+
+def check_weights(model: nn.Module, step: int, accelerator: "Accelerator") -> None:
+    """Refuse trained weights that are no numbers, before they are saved; on every process.
+
+    A loss is looked at before each step, which says nothing of the weights that the last one left.
+
+    Raises:
+        InputError: If one is NaN or infinite; names the step, and a weight.
+    """
+    trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+    local = [getattr(each, "to_local", lambda each=each: each)().detach() for _, each in trained]
+    if not local:
+        return
+    bad = torch.stack([(~torch.isfinite(each)).any().to(local[0].device) for each in local])
+    if not int(accelerator.reduce(bad.any().int(), "sum")):  # pyright: ignore
+        return
+    named = [name for (name, _), each in zip(trained, bad.tolist(), strict=True) if each]
+    where = f" ({named[0]})" if named else ""
+    raise InputError(
+        f"Step {step}: trained weights are NaN or infinite{where}, and were not saved. Lower "
+        "`learning_rate`, or look at the optimizer's settings; resume from the last checkpoint."
+    )
 
 
 class _Step:

@@ -3,13 +3,13 @@
 How the host divides its loss, when it logs and evaluates, and which data sets it was given.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import InputError
 from . import capture, host
-from .checkpoint import Settling, load_state, resumed
+from .checkpoint import Settling, WholeCheckpoints, load_state, resumed
 from .inert import WITHOUT_DRIFT, check_loss, warn_of_little
 from .regularizer import Regularizer
 from .safety_tokens import SafetyTokens
@@ -18,15 +18,8 @@ from .strength import StepCounter
 from .tally import Tally, warn_if_moved, warn_of_gradients
 from .write_through import WriteThrough
 
-if TYPE_CHECKING:
-    from transformers import Trainer
 
-    _Host = Trainer
-else:
-    _Host = object
-
-
-class STRMixin(_Host):
+class STRMixin(WholeCheckpoints):
     """Safety token regularization for any trainer built on `transformers.Trainer`.
 
         class MyTrainer(STRMixin, Trainer): ...
