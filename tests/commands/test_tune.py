@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -10,11 +12,13 @@ import pytest
 import torch
 import yaml
 from helpers import TEMPLATE, conversations, refused, tune
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from moorline import SafetyTokens
 from moorline.commands.cli import app
+from moorline.commands.tune import _fingerprint
 from moorline.commands.tune_settings import parse
 from moorline.method.safety_tokens import tokenizer_fingerprint
 
@@ -162,8 +166,6 @@ def test_json_prints_one_object_and_nothing_else(flags):
 
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_stopped_run_resumes_to_the_same_weights(torn, flags, tmp_path):
-    from safetensors.torch import load_file
-
     whole = {**flags, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     assert tune(whole).exit_code == 0
     stopped = {**whole, "output_dir": tmp_path / "again"}
@@ -182,6 +184,38 @@ def test_a_stopped_run_resumes_to_the_same_weights(torn, flags, tmp_path):
     first = load_file(tmp_path / "run" / "adapter_model.safetensors")
     second = load_file(tmp_path / "again" / "adapter_model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("swapped", [None, "model", "reference"])
+def test_a_run_does_not_go_on_with_other_weights(swapped, flags, tmp_path):
+    """It did, without a word, and its record claimed the second reference for the whole run."""
+    folders = {"model": Path(flags["model_name_or_path"]), "reference": tmp_path / "reference"}
+    shutil.copytree(folders["model"], folders["reference"])
+    stopped = {
+        **flags, "max_steps": 2, "save_strategy": "steps", "save_steps": 1,
+        "str_reference_model": folders["reference"],
+    }  # fmt: skip
+    assert tune(stopped).exit_code == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    if swapped:
+        path = folders[swapped] / "model.safetensors"
+        weights = load_file(path)
+        save_file({k: v * 1.01 for k, v in weights.items()}, path, metadata={"format": "pt"})
+    result = tune(stopped, "--resume_from_checkpoint=true")
+    if swapped:
+        refused(result, str(folders[swapped]), "other weights than when the run")
+    else:
+        assert result.exit_code == 0, result.output + repr(result.exception)
+
+
+def test_a_run_is_another_with_other_anchors(flags, tmp_path):
+    """Cut from 81 prompts to 12 while a run was stopped, they were taken without a word."""
+    found, path = [], tmp_path / "anchors.jsonl"
+    for prompts in ("one", "two", "one"):
+        path.write_text(json.dumps({"prompt": prompts}) + "\n")
+        settings = parse([f"--{k}={v}" for k, v in {**flags, "str_anchors": path}.items()])
+        found.append(_fingerprint(settings, settings.plain()))
+    assert found[0] == found[2] != found[1]
 
 
 def test_mines_when_no_tokens_are_given_and_refuses_a_model_that_does_not_refuse(flags, tmp_path):

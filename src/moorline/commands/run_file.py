@@ -80,6 +80,9 @@ class Run:
     weights_from: str
     """Whole path or hub id of the weights that were loaded; an adapter stands on these."""
 
+    weights: str | None = None
+    """Fingerprint of these weights, adapters left out; None in runs of an earlier version."""
+
     base: Aligned
     chain: Annotated[tuple[Link, ...], MinLen(1)]
     """The tunings before, and this one last."""
@@ -149,6 +152,26 @@ def check_free(
             f"`output_dir` {output} holds this run already ({other.status}). Resume it with "
             "--resume_from_checkpoint true, or give another folder."
         )
+
+
+def check_unchanged(output: Path, base: Aligned, weights: str) -> None:
+    """Refuse to resume a run whose model or aligned model has other weights than when it began.
+
+    Raises:
+        InputError: If it has; or the run file is damaged.
+    """
+    if not (output / RUN).is_file():
+        return
+    before = Run.read(output)
+    for name, then, now in (
+        (base.name, before.base.weights, base.weights),
+        (before.model, before.weights or weights, weights),
+    ):
+        if then != now:
+            raise InputError(
+                f"{name} has other weights than when the run in {output} began, and would go on "
+                "otherwise. Put these weights back, or give another `output_dir`."
+            )
 
 
 # Settings that change nothing of what is learned; all others do, also those to come.

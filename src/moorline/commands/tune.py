@@ -48,7 +48,7 @@ from .anchors_file import write_anchors
 from .library_messages import in_one_line, quiet
 from .lineage import Lineage, lineage_of, tokens_fingerprint
 from .phases import TrainingLine, phase
-from .run_file import TOKENS, Aligned, Link, Run, check_free, is_idle, locked
+from .run_file import TOKENS, Aligned, Link, Run, check_free, check_unchanged, is_idle, locked
 from .training_data import read_training_data, split_of
 from .tune_check import checked
 from .tune_end import leave_the_group, push
@@ -123,6 +123,11 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
     check_whole(model)
     tokens = _safety_tokens(training, lineage, model, tokenizer, output)
     model, reference_model, base = _held_to(lineage, model, training)
+    own = base.weights
+    if reference_model is not None:
+        own = from_first(lambda: weights_fingerprint(model))
+    if training.resume_from_checkpoint:
+        check_unchanged(output, base, own)
     with in_one_line():
         kind, more, train_rows = with_method(
             settings, ChatModel(reference_model or model, tokenizer), tokens, train_rows,
@@ -157,6 +162,7 @@ def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTr
         status="running",
         model=name,
         weights_from=_resolved(lineage.model),
+        weights=own,
         base=base,
         chain=(*lineage.links, link),
         reference=trainer.regularizer.kind,
@@ -350,11 +356,11 @@ def _safety_tokens(
 
 
 def _fingerprint(settings: Settings, plain: Mapping[str, Any]) -> str:
-    """What makes a run the same run: its data, and the settings that steer the training."""
+    """What makes a run the same run: data, anchors, and the settings that steer the training."""
     steering = {name: value for name, value in plain.items() if not is_idle(name)}
     name = settings.script.dataset_name
     data = sha256_of(name) if name and Path(name).is_file() else str(name)
     mixture = str([asdict(each) for each in settings.mixture.datasets])
-    file = settings.method.method_file
-    more = [] if file is None else [sha256_of(file)]
+    files = (settings.method.method_file, settings.training.str_anchors)
+    more = [sha256_of(each) for each in files if each and Path(each).is_file()]
     return fingerprint([as_json(steering), data, mixture, *more])

@@ -15,7 +15,6 @@ from .inert import check_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
     from transformers import Trainer
 
     from .regularizer import Regularizer
