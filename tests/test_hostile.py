@@ -5,9 +5,12 @@ import re
 import time
 
 import pytest
+import torch
+import transformers
 from helpers import refused, runner, tune, write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from moorline import InputError, STRConfig, embedded
@@ -17,6 +20,7 @@ from moorline.audit.thoughts import opened_by
 from moorline.chat.chat_model import ChatModel
 from moorline.chat.conversation import mark_responses
 from moorline.commands.cli import app
+from moorline.commands.tune_settings import parse
 from moorline.method.cache import Manifest
 from moorline.provenance import printable
 
@@ -180,6 +184,30 @@ def test_no_secret_is_left_in_any_file(flags, tmp_path, monkeypatch):
     found = [str(path) for path in files if secret.encode() in path.read_bytes()]
     assert not found
     assert secret not in result.output
+
+
+def test_no_record_holds_a_secret_however_deep(tmp_path):
+    """Of keys `api_key` alone was known, and nothing within a list."""
+    deep = {"access_key": "S1", "a": [{"token": "S2"}, {"kept": 1}], "keys": "kept"}
+    settings = parse([
+        "--model_name_or_path", "m", "--output_dir", str(tmp_path), "--bf16", "false",
+        "--gradient_checkpointing_kwargs", json.dumps(deep),
+    ])  # fmt: skip
+    found = str(settings.plain()["gradient_checkpointing_kwargs"])
+    assert found == "{'a': [{}, {'kept': 1}], 'keys': 'kept'}"
+
+
+def test_names_of_tensors_do_not_reach_the_terminal(model_folder, tmp_path, caplog):
+    """Transformers' report of a model's tensors cleared the screen of whoever mined from it."""
+    path = model_folder / "model.safetensors"
+    weights = {**load_file(path), "evil\x1b[2J": torch.zeros(1)}
+    save_file(weights, path, metadata={"format": "pt"})
+    transformers.logging.enable_propagation()
+    try:
+        result = runner.invoke(app, ["mine", str(model_folder), "--output", str(tmp_path / "t")])
+    finally:
+        transformers.logging.disable_propagation()
+    assert "[2J" not in caplog.text + result.output
 
 
 def test_nothing_is_reported_to_anyone_unless_asked(tmp_path):

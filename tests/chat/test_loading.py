@@ -1,5 +1,6 @@
 """Loading says what is wrong with a name, a file or a machine, in one line."""
 
+import json
 import shutil
 
 import pytest
@@ -147,3 +148,42 @@ def test_an_adapter_whose_file_lacks_weights_is_refused(model_folder, tmp_path, 
     without(folder / "adapter_model.safetensors", part, renamed)
     with pytest.raises(InputError, match=r"no weights for base_model\..* of the adapter"):
         load_chat_model(str(model_folder), adapter=folder)
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("config.json", {"vocab_size": -1}),
+    ("config.json", {"vocab_size": 10}),
+    ("config.json", {"num_attention_heads": 0}),
+    ("config.json", {"hidden_act": "nosuch"}),
+    ("config.json", {"quantization_config": 5}),
+    ("tokenizer.json", []),
+    ("generation_config.json", []),
+])  # fmt: skip
+def test_a_file_that_no_library_can_read_is_one_line(model_folder, name, changes):
+    """Each library fails in words and types of its own, and these came out as tracebacks."""
+    path = model_folder / name
+    there = json.loads(path.read_text())
+    path.write_text(json.dumps({**there, **changes} if isinstance(changes, dict) else changes))
+    with pytest.raises(InputError, match="cannot be loaded|damaged"):
+        load_chat_model(str(model_folder))
+
+
+@pytest.mark.parametrize("changes", [
+    {"peft_type": "NOSUCH"}, {"target_modules": "["}, {"r": "x"}, {"rank_pattern": 5},
+    {"layer_replication": [[0, 99]]},
+])  # fmt: skip
+def test_an_adapter_that_peft_cannot_read_is_one_line(model_folder, tmp_path, changes):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    folder = tmp_path / "adapter"
+    get_peft_model(model, lora()).save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(InputError, match=f"{folder}: "):
+        load_chat_model(str(model_folder), adapter=folder)
+
+
+def test_an_end_that_is_no_token_is_refused(model_folder):
+    path = model_folder / "generation_config.json"
+    path.write_text('{"eos_token_id": "x"}')
+    with pytest.raises(InputError, match="`eos_token_id` .* is 'x'"):
+        _ = load_chat_model(str(model_folder)).ends

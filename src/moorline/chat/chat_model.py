@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -110,7 +109,13 @@ class ChatModel:
         """The tokens at which an answer ends: the model's own and the tokenizer's."""
         own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         found = own if isinstance(own, list) else [own]
-        return frozenset(each for each in (*found, self.tokenizer.eos_token_id) if each is not None)
+        ends = [each for each in (*found, self.tokenizer.eos_token_id) if each is not None]
+        if not all(isinstance(each, int) for each in ends):
+            raise InputError(
+                f"`eos_token_id` of the model's generation_config.json is {own!r}, and must be the "
+                "number of a token or a list of them. Correct it."
+            )
+        return frozenset(ends)
 
     def check_chat_template(self) -> None:
         """Refuse a tokenizer that has nothing to render a prompt with.
@@ -169,7 +174,7 @@ class ChatModel:
                 return_dict=False,
                 **template,
             )
-        except TemplateError as error:
+        except Exception as error:  # a template is a program, and from outside
             raise InputError(
                 f"The chat template of the tokenizer{self._of} fails: {error}. Correct its "
                 "chat_template.jinja"

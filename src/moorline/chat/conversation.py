@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
-from jinja2 import TemplateError
 from torch import Tensor
 
 from ..errors import InputError
@@ -225,7 +224,7 @@ class _Renderer:
                     **self._variables | more,
                 )
             )
-        except (TemplateError, ValueError, TypeError) as error:
+        except Exception as error:  # a template is a program, and from outside
             raise InputError(
                 f"The chat template refuses a conversation of {len(messages)} messages: {error}. "
                 "Change the conversation, or give another template."

@@ -115,7 +115,7 @@ def load(kind: Any, name: str, **kwargs: Any) -> Any:
     with _told(name):
         if kind is not AutoModelForCausalLM:
             return kind.from_pretrained(name, **kwargs)
-        model, found = kind.from_pretrained(name, **kwargs, output_loading_info=True)
+        model, found = kind.from_pretrained(name, **kwargs, output_loading_info=True)  # pyright: ignore[reportGeneralTypeIssues]
     if lacking := sorted(found["missing_keys"]):
         raise InputError(
             f"{name}: its files have no weights for {_named(lacking)} of the model that its "
@@ -139,7 +139,9 @@ def _told(name: str) -> Iterator[None]:
         raise PrerequisiteError(
             f"{name}: needs a package that is not installed ({_first_line(error)}). Install it."
         ) from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # what configurations from outside make the libraries raise
+        if isinstance(error, MoorlineError | MemoryError) or "memory" in str(error).lower():
+            raise
         reason, folder = _first_line(error), Path(name).expanduser()
         broken = [each for each in sorted(folder.glob("*.safetensors")) if _is_damaged(each)]
         if broken:
@@ -228,11 +230,20 @@ def with_adapter(model: Any, folder: str | Path, **kwargs: Any) -> Any:
     """
     from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 
-    try:
-        with _told(str(folder)), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*missing adapter keys")  # refused below
+    with _told(str(folder)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*missing adapter keys")  # refused below
+        try:
             adapted = PeftModel.from_pretrained(model, str(folder), **kwargs)
-            there = load_peft_weights(str(folder), device="cpu").keys()
+        except RuntimeError as error:  # torch: a list of the weights whose sizes differ
+            wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+            if not wrong:
+                raise
+            raise InputError(
+                f"{folder}: does not fit the model it is put on ({wrong[0][:200]}). "
+                "Give the model that it was trained on; if that had tokens added, save it with "
+                "them, and name it in adapter_config.json."
+            ) from error
+        there = load_peft_weights(str(folder), device="cpu").keys()
         # What peft does not find in the files stays as it was drawn, and is warned of alone.
         wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
         if lacking := sorted(wanted - there):
@@ -242,15 +253,6 @@ def with_adapter(model: Any, folder: str | Path, **kwargs: Any) -> Any:
                 "model that it was trained on."
             )
         return adapted
-    except RuntimeError as error:  # torch: a list of the weights whose sizes differ
-        wrong = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-        if not wrong:  # such as a full memory
-            raise
-        raise InputError(
-            f"{folder}: does not fit the model it is put on ({wrong[0][:200]}). "
-            "Give the model that it was trained on; if that had tokens added, save it with them, "
-            "and name it in adapter_config.json."
-        ) from error
 
 
 def _quantized(quantization: str | None) -> Mapping[str, BitsAndBytesConfig]:

@@ -2,9 +2,11 @@
 
 import errno
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import datasets
 import transformers
@@ -62,12 +64,14 @@ def in_one_line(*, building: bool = True) -> Iterator[None]:
             f"A package is missing: {error}. Install it, or leave out the setting that needs it."
         ) from error
     except ValueError as error:
-        if not building:
+        if not building and not _in_optimizer(error):
             raise
         raise InputError(f"The settings do not fit each other: {error}") from error
     except OSError as error:
         if error.errno in _UNWRITABLE:
             raise _disk(error) from error
+        if building and error.errno is None:  # of the hub's client, which takes it for a name there
+            raise InputError(f"A setting names what is not there: {error}") from error
         raise
     except RuntimeError as error:
         if " install" in str(error):  # as the trackers' callbacks say it
@@ -77,6 +81,32 @@ def in_one_line(*, building: bool = True) -> Iterator[None]:
         if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
             raise _disk(error) from error
         raise
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        raise InputError(f"The settings do not fit each other: {error.args[0]}") from error
+    except (AttributeError, TypeError) as error:  # of a setting that the host looks into
+        if _raised_by_us(error) or not (building or _in_optimizer(error)):
+            raise
+        raise InputError(
+            f"The settings do not fit each other or this machine ({error}). Look at those that "
+            "are mappings (`..._kwargs`) or ask for a GPU."
+        ) from error
+
+
+def _in_optimizer(error: BaseException) -> bool:
+    """Whether it was raised where the host builds optimizer and schedule, once training begins."""
+    names = {each.name for each in traceback.extract_tb(error.__traceback__)}
+    return bool(names & {"create_optimizer", "create_scheduler", "get_optimizer_cls_and_kwargs"})
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether it comes out of our own lines, and so is a fault of ours."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    own = Path(__file__).parents[1]
+    return at is None or own in Path(at.tb_frame.f_code.co_filename).parents
 
 
 def _disk(error: Exception) -> PrerequisiteError:

@@ -11,6 +11,7 @@ from ..method.safety_tokens import SafetyTokens, check_output
 from ..method.salience import Place, explain, most
 from ..method.templates import MINING_HARMLESS_PROMPTS, MINING_PROMPTS
 from ..provenance import write_text
+from .library_messages import quiet
 
 LEAST = 1e-3
 """Probability in its place, after harmful prompts, of what is shown: as mining has it."""
@@ -40,11 +41,12 @@ def mine(
     check_output(output)
     num = DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
     check_sizes(max_tokens=num)
-    chat = load_chat_model(model)
-    tokens = mine_safety_tokens(
-        chat.model, chat.tokenizer, max_tokens=num, min_contrast=min_contrast,
-        own_refusals=own_refusals, variants=variants, progress=progress,
-    )  # fmt: skip
+    with quiet():
+        chat = load_chat_model(model)
+        tokens = mine_safety_tokens(
+            chat.model, chat.tokenizer, max_tokens=num, min_contrast=min_contrast,
+            own_refusals=own_refusals, variants=variants, progress=progress,
+        )  # fmt: skip
     tokens.save(output)
     return chat, tokens
 

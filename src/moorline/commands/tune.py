@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..exports.trackers import log_files
 from ..method.adapters import weights_fingerprint
 from ..method.anchors import anchor_prompts
-from ..method.checkpoint import whole_checkpoints
+from ..method.checkpoint import resumed, whole_checkpoints
 from ..method.head import check_whole
 from ..method.mining import mine_safety_tokens
 from ..method.safety_tokens import SafetyTokens
@@ -332,7 +332,7 @@ def _checkpoint(given: Any, output: Path, *, with_state: bool) -> str | bool | N
         return True
     if not Path(given).is_dir():
         raise InputError(f"{given}: no such checkpoint (`resume_from_checkpoint`). Check the path.")
-    return str(given)
+    return resumed(str(given), str(output), with_state=with_state)
 
 
 def _safety_tokens(

@@ -4,6 +4,8 @@ Heavy imports stand inside the functions, so that `moorline tune --help` answers
 """
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -103,15 +105,17 @@ class Settings(NamedTuple):
 
 
 # What a name of a setting holds where its value is a secret: `hub_token`, also within a mapping.
-_SECRET = ("token", "password", "secret", "api_key", "credential")
+_SECRET = re.compile(r"token|password|secret|credential|key$", re.IGNORECASE)
 
 
-def _without_secrets(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {
-        key: _without_secrets(value) if isinstance(value, Mapping) else value
-        for key, value in values.items()
-        if str(key).startswith("str_") or not any(each in str(key).lower() for each in _SECRET)
-    }
+def _without_secrets(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {
+            key: _without_secrets(value)
+            for key, value in values.items()
+            if str(key).startswith("str_") or not _SECRET.search(str(key))
+        }
+    return [_without_secrets(each) for each in values] if isinstance(values, list) else values
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -143,7 +147,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         *parsed, rest = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except InputError:
         raise
-    except (ValueError, ImportError) as error:  # how the hosts say that settings do not fit
+    except Exception as error:  # how the hosts say that settings do not fit: in many ways
         raise InputError(f"The settings do not fit each other or this machine: {error}") from error
     for word in rest:
         if word.startswith("--"):
@@ -153,6 +157,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     script, training, model, mixture, method = parsed
     settings = Settings(script, training, model, mixture, method, frozenset(given))
     _check(settings)
+    _check_ranges(training)
     method.settle(training, settings.given)
     return settings
 
@@ -172,6 +177,36 @@ def _check(settings: Settings) -> None:
         raise InputError(
             f"`{lora[0]}` is set but `use_peft` is not, so every weight would be trained. Add "
             f"--use_peft, or leave `{lora[0]}` out."
+        )
+
+
+_COUNTS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
+_AMOUNTS = (
+    "learning_rate", "weight_decay", "adam_epsilon", "warmup_steps", "max_grad_norm",
+    "dataloader_num_workers", "num_train_epochs",
+)  # fmt: skip
+_SHARES = ("adam_beta1", "adam_beta2")
+
+
+def _check_ranges(training: Any) -> None:
+    """Refuse numbers with which the host would fail later, or train nothing."""
+    for name in (*_COUNTS, *_AMOUNTS, *_SHARES):
+        value, wanted = getattr(training, name), "a number of 0 or more"
+        if value is None:
+            continue
+        fits = isinstance(value, int | float) and 0 <= value < math.inf
+        if name in _COUNTS:
+            fits, wanted = fits and value >= 1, "1 or more"
+        elif name in _SHARES:
+            fits, wanted = fits and value < 1, "at least 0 and below 1"
+        if not fits:
+            raise InputError(f"`{name}` must be {wanted}, got {value}. Correct it.")
+    if training.max_steps == 0 or (training.max_steps < 0 and training.num_train_epochs == 0):
+        raise InputError(
+            f"`max_steps` {training.max_steps} and `num_train_epochs` {training.num_train_epochs} "
+            "train nothing. Give one of them, 1 or more."
         )
 
 

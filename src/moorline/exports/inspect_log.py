@@ -52,7 +52,8 @@ def write_inspect(folder: str | Path, output: str | Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for (suite, condition), answers in asked.items():
-        path = output / f"{_file_name(audited.at)}_{suite}-{condition}.eval"
+        name = f"{_file_name(audited.at)}_{suite}-{_file_name(condition)}.eval"
+        path = output / name
         write_eval_log(_log(audited, suite, condition, answers), path)
         written.append(path)
     return written
