@@ -105,7 +105,7 @@ def read_yaml(path: Path) -> Any:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}.") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         reason = "nested too deeply to read" if isinstance(error, RecursionError) else error
         raise InputError(f"{path}: not YAML: {reason}.") from error
     left, rest = _MOST_VALUES, [value]
