@@ -1,6 +1,8 @@
 """An adapter merged into its weights: the same logits, its files beside it, a check that fails."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,33 @@ def test_a_merged_adapter_says_the_same_and_keeps_its_files(flags, model_folder,
     assert tune(again).exit_code == 0
     run = json.loads((tmp_path / "next" / "run.json").read_text())
     assert run["base"]["name"] == str(model_folder.resolve())
+
+
+def test_a_merge_that_was_killed_goes_on_by_the_same_command(flags, tmp_path):
+    """Its own files were refused as somebody's, for good."""
+    assert tune(flags).exit_code == 0
+    words = ["merge", str(flags["output_dir"]), "--output", str(tmp_path / "merged")]
+    whole = runner.invoke(app, [*words[:-1], str(tmp_path / "whole")])
+    assert whole.exit_code == 0
+    moves, move = [], Path.replace
+
+    def killed(path, target):
+        if moves:
+            os._exit(9)
+        moves.append(target)
+        return move(path, target)
+
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        Path.replace = killed
+        runner.invoke(app, words)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list((tmp_path / "merged").iterdir())) == 2
+    assert runner.invoke(app, words).exit_code == 0
+    names = {each.name for each in (tmp_path / "whole").iterdir()}
+    assert {each.name for each in (tmp_path / "merged").iterdir()} == names
 
 
 def test_a_merge_that_says_something_else_is_refused(tmp_path):

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,9 @@ from .lineage import lineage_of
 from .run_file import RUN, TOKENS
 
 _BESIDE = (TOKENS, "anchors.jsonl", RUN)
+_SCRATCH = ".merging"
+"""Folder in the output while files are written; the last thing of a merge to go."""
+
 _NUM_PROMPTS = 16
 
 # Largest difference, as a share of the largest logit. Rounding of one weight is 2^-24 and 2^-8; the
@@ -67,7 +69,9 @@ def merge(folder: str | Path, output: str | Path) -> Merged:
             f"{folder}: no adapter_config.json, so there is nothing to merge. Give the folder of "
             "an adapter; a model that was tuned whole is ready as it is."
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    scratch = output / _SCRATCH  # there: an earlier merge was killed, and goes on
+    in_use = output.is_dir() and any(output.iterdir()) and not scratch.is_dir()
+    if in_use or (output.exists() and not output.is_dir()):
         raise InputError(f"`output` {output} is there and not empty. Give another folder.")
     with quiet():
         tokenizer = load(AutoTokenizer, str(folder if _has_tokenizer(folder) else start.model))
@@ -78,20 +82,20 @@ def merge(folder: str | Path, output: str | Path) -> Merged:
         model = adapted.merge_and_unload(safe_merge=True)
         found = checked(before, _logits(ChatModel(model, tokenizer), rows), model.dtype, output)
         is_new = not output.exists()
-        output.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
         try:
-            with TemporaryDirectory(dir=output, prefix=".") as scratch:
-                model.save_pretrained(scratch)
-                tokenizer.save_pretrained(scratch)
-                for name in _BESIDE:
-                    if (Path(folder) / name).is_file():
-                        shutil.copyfile(Path(folder) / name, Path(scratch) / name)
-                for each in Path(scratch).iterdir():
-                    each.replace(output / each.name)
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            for name in _BESIDE:
+                if (Path(folder) / name).is_file():
+                    shutil.copyfile(Path(folder) / name, scratch / name)
+            for each in scratch.iterdir():
+                each.replace(output / each.name)
         except BaseException:
-            if is_new:
-                shutil.rmtree(output, ignore_errors=True)
+            shutil.rmtree(output if is_new else scratch, ignore_errors=True)
             raise
+        scratch.rmdir()
     return found
 
 
