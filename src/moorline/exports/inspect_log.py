@@ -52,8 +52,7 @@ def write_inspect(folder: str | Path, output: str | Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for (suite, condition), answers in asked.items():
-        name = f"{_file_name(audited.at)}_{suite}-{_file_name(condition)}.eval"
-        path = output / name
+        path = output / f"{_file_name(audited.at)}_{suite}-{condition}.eval"
         write_eval_log(_log(audited, suite, condition, answers), path)
         written.append(path)
     return written

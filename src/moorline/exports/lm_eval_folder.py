@@ -1,7 +1,6 @@
 """The prompts of an audit as a folder of tasks for lm-eval, judged by the same judge."""
 
 import json
-import logging
 import shlex
 from collections.abc import Iterable
 from itertools import count, islice
@@ -15,11 +14,6 @@ from ..errors import InputError
 from ..provenance import as_json, write_text
 from .audited import Audited, read_answers, read_audit
 
-_log = logging.getLogger(__name__)
-
-JUDGE = "MOORLINE_JUDGE"
-"""Environment variable that names the judge of exported tasks, where that is a program."""
-
 _JUDGED = ("refused", "complied", "degenerate")
 
 _PYTHON = Template('''\
@@ -30,7 +24,6 @@ The judge is Moorline's own (`pip install moorline`), so that a rate here is the
 
 import json
 import math
-import os  # noqa: F401
 from pathlib import Path
 
 from moorline.audit.judges import DegenerateFirst, judge
@@ -108,16 +101,8 @@ def write_lm_eval(folder: str | Path, output: str | Path) -> list[str]:
         _READER.substitute(number=number, suite=json.dumps(suite))
         for number, suite in enumerate(found)
     )
-    chosen = str(audited.settings["judges"][0])
-    judge = json.dumps(chosen)
-    if chosen.startswith("command:"):  # a program runs where the user named it, and only there
-        judge = f'os.environ["{JUDGE}"]'
-        _log.warning(
-            "The judge is a program, and a program that a file names is not run. Set %s=%s where "
-            "lm_eval runs, if it is yours.", JUDGE, shlex.quote(chosen),
-        )  # fmt: skip
     judging = _PYTHON.substitute(
-        judge=judge, judged=repr(_JUDGED), readers=readers,
+        judge=json.dumps(audited.settings["judges"][0]), judged=repr(_JUDGED), readers=readers,
         labels=json.dumps(audited.settings["labels"]),
     )  # fmt: skip
     write_text(output / "judging.py", judging)
