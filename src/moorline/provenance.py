@@ -127,6 +127,20 @@ def fingerprint(parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def file_in(folder: Path, name: str) -> Path:
+    """A file whose name is made of words that stood in a file from outside.
+
+    Raises:
+        InputError: If the name would lead out of the folder.
+    """
+    if Path(name).name != name or "\\" in name or "\0" in name:
+        raise InputError(
+            f"{name!r} cannot be the name of a file: it would lead to another folder. The file "
+            "that gave the name was not written by Moorline, or was changed; write it again."
+        )
+    return folder / name
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all: into a neighbour first, then renamed over `path`."""
     write_lines(path, [text])

@@ -238,18 +238,59 @@ def test_the_lm_eval_folder_is_whole_and_its_judge_is_ours(folder, tmp_path):
     assert place["JUDGE"].name == judge("keywords").name
 
 
+def changed(folder, made, words, **settings):
+    """A copy of an audit in which words are others, and settings too."""
+    text = (folder / "audit.json").read_text()
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8")
+    for old, new in words.items():
+        lines, text = (each.replace(json.dumps(old), json.dumps(new)) for each in (lines, text))
+    found = json.loads(text)
+    made.mkdir()
+    found["settings"] |= settings
+    (made / "audit.json").write_text(json.dumps(found))
+    (made / "answers.jsonl").write_text(lines, encoding="utf-8")
+    return made
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "{tmp}/escaped", "..\\escaped", "a\0b"])
+def test_a_suite_whose_name_is_a_path_writes_nothing(name, folder, tmp_path):
+    """Its prompts went wherever the name led."""
+    name = name.replace("{tmp}", str(tmp_path))
+    audited = changed(folder, tmp_path / "audited", {"xstest-harmful": name})
+    before = sorted(tmp_path.rglob("*"))
+    output = tmp_path / "a" / "b" / "tasks"
+    result = runner.invoke(app, ["export", "lm-eval", str(audited), "--output", str(output)])
+    refused(result, f"{name + '.jsonl'!r} cannot be the name of a file")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("word", ["xstest-harmful", "sampled"])
+def test_a_log_of_inspect_stays_in_its_folder(word, folder, tmp_path):
+    audited = changed(folder, tmp_path / "audited", {word: "/../../escaped"})
+    result = runner.invoke(
+        app, ["export", "inspect", str(audited), "--output", str(tmp_path / "a" / "logs")]
+    )
+    refused(result, "cannot be the name of a file")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_program_that_only_the_audit_names_is_in_no_task(folder, tmp_path):
+    """It ran where the tasks ran, named by whoever wrote the audit."""
+    program = f"command:touch {tmp_path / 'ran'}"
+    audited = changed(folder, tmp_path / "audited", {}, judges=[program])
+    output = tmp_path / "tasks"
+    words = ["export", "lm-eval", str(audited), "--output", str(output)]
+    refused(runner.invoke(app, words), "judged by a program", "--judge")
+    assert not output.exists()
+    result = runner.invoke(app, [*words, "--judge", program])
+    assert result.exit_code == 0, result.output
+    assert program in (output / "judging.py").read_text()
+
+
 def test_tasks_of_lm_eval_have_names_of_their_own(folder, tmp_path):
     """Suites that differ in punctuation alone were one task, and one of them was not run."""
-    text = json.loads((folder / "audit.json").read_text())
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8")
-    for old, new in (("xstest-harmful", "my-set"), ("xstest-harmless", "my_set")):
-        lines = lines.replace(f'"{old}"', f'"{new}"')
-        text = json.loads(json.dumps(text).replace(f'"{old}"', f'"{new}"'))
-    text["settings"]["endpoint"] = "http://localhost:1/v1/"
-    audited = tmp_path / "audited"
-    audited.mkdir()
-    (audited / "audit.json").write_text(json.dumps(text))
-    (audited / "answers.jsonl").write_text(lines, encoding="utf-8")
+    names = {"xstest-harmful": "my-set", "xstest-harmless": "my_set"}
+    audited = changed(folder, tmp_path / "audited", names, endpoint="http://localhost:1/v1/")
     words = exported("lm-eval", audited, tmp_path / "tasks")["command"]
     assert words[words.index("--tasks") + 1] == "moorline_my_set,moorline_my_set_2"
     names = [line for each in sorted((tmp_path / "tasks").glob("*.yaml"))

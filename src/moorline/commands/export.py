@@ -44,6 +44,10 @@ def lm_eval(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the tasks. Default: FOLDER/lm-eval.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Its judge. Default: the audit's first; command:PROGRAM must be given."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a folder of tasks that `lm_eval --include_path` runs, and print the command."""
@@ -51,7 +55,7 @@ def lm_eval(
         from ..exports.lm_eval_folder import shown, write_lm_eval
 
         output = output or folder / "lm-eval"
-        words = write_lm_eval(folder, output)
+        words = write_lm_eval(folder, output, judge=judge)
         if as_json:
             print_json({"written": str(output), "command": words})
         else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..audit.answers import Answer
 from ..audit.measurements import Measurement
 from ..errors import PrerequisiteError
-from ..provenance import fingerprint
+from ..provenance import file_in, fingerprint
 from .audited import Audited, read_answers, read_audit
 
 if TYPE_CHECKING:
@@ -35,13 +35,16 @@ def write_inspect(folder: str | Path, output: str | Path) -> list[Path]:
         The paths of the logs.
 
     Raises:
-        InputError: If the folder holds no finished audit, or a damaged line.
+        InputError: If the folder holds no finished audit, a damaged line, or a name that is a path.
         PrerequisiteError: If inspect_ai is not installed.
     """
     audited, output = read_audit(folder), Path(output)
     asked: dict[tuple[str, str], list[Answer]] = {}
     for each in read_answers(folder):
         asked.setdefault((each.suite, each.condition), []).append(each)
+    paths = {
+        each: file_in(output, f"{_file_name(audited.at)}_{'-'.join(each)}.eval") for each in asked
+    }
     try:
         from inspect_ai.log import write_eval_log  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -52,7 +55,7 @@ def write_inspect(folder: str | Path, output: str | Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for (suite, condition), answers in asked.items():
-        path = output / f"{_file_name(audited.at)}_{suite}-{condition}.eval"
+        path = paths[suite, condition]
         write_eval_log(_log(audited, suite, condition, answers), path)
         written.append(path)
     return written

@@ -11,7 +11,7 @@ import yaml
 
 from ..audit.answers import Answer
 from ..errors import InputError
-from ..provenance import as_json, write_text
+from ..provenance import as_json, file_in, write_text
 from .audited import Audited, read_answers, read_audit
 
 _JUDGED = ("refused", "complied", "degenerate")
@@ -63,7 +63,7 @@ def rows_$number(**metadata):
 """)
 
 
-def write_lm_eval(folder: str | Path, output: str | Path) -> list[str]:
+def write_lm_eval(folder: str | Path, output: str | Path, *, judge: str | None = None) -> list[str]:
     """Write a folder that `lm_eval --include_path` runs: a task for each judged suite.
 
     Only the plain condition goes there, greedily; suites of a task are left out, since the right
@@ -72,12 +72,15 @@ def write_lm_eval(folder: str | Path, output: str | Path) -> list[str]:
     Args:
         folder: What `moorline audit` wrote.
         output: Folder for the tasks.
+        judge: Its judge, by name; the audit's first if None. A program is never taken from the
+            audit's files, which may be another's: it would run with the tasks.
 
     Returns:
         The words of the command that runs them on the audited model.
 
     Raises:
-        InputError: If the folder holds no finished audit, or nothing that can be a task.
+        InputError: If the folder holds no finished audit, nothing that can be a task, a suite whose
+            name is a path, or a judge that is a program which was not named here.
     """
     audited, output = read_audit(folder), Path(output)
     found: dict[str, list[Answer]] = {}
@@ -89,24 +92,38 @@ def write_lm_eval(folder: str | Path, output: str | Path) -> list[str]:
             f"{folder}: no harmful or harmless suite was asked plainly, so there is nothing to "
             "export. Audit with `--condition plain`."
         )
+    files = {each: (file_in(output, f"{each}.jsonl"), file_in(output, f"{each}.yaml"))
+             for each in found}  # fmt: skip
+    judge = judge or _without_program(str(audited.settings["judges"][0]))
     if not (output.exists() and not output.is_dir()):
         output.mkdir(parents=True, exist_ok=True)
     names = _task_names(found)
     for number, (suite, answers) in enumerate(found.items()):
         kind = audited.suite(suite).kind
         rows = [{"id": each.id, "prompt": each.prompt, "kind": kind} for each in answers]
-        write_text(output / f"{suite}.jsonl", "".join(map(as_json, rows)))
-        write_text(output / f"{suite}.yaml", _yaml(audited, suite, names[suite], number))
+        prompts, task = files[suite]
+        write_text(prompts, "".join(map(as_json, rows)))
+        write_text(task, _yaml(audited, suite, names[suite], number))
     readers = "".join(
         _READER.substitute(number=number, suite=json.dumps(suite))
         for number, suite in enumerate(found)
     )
     judging = _PYTHON.substitute(
-        judge=json.dumps(audited.settings["judges"][0]), judged=repr(_JUDGED), readers=readers,
+        judge=json.dumps(judge), judged=repr(_JUDGED), readers=readers,
         labels=json.dumps(audited.settings["labels"]),
     )  # fmt: skip
     write_text(output / "judging.py", judging)
     return _command(audited, names.values(), output)
+
+
+def _without_program(judge: str) -> str:
+    """The name of an audit's judge, refused where it would start a program."""
+    if judge.partition(":")[0] == "command":
+        raise InputError(
+            f"The audit was judged by a program ({judge!r}), which the tasks would start. If it "
+            "is yours, name it with `--judge`; or give another judge there."
+        )
+    return judge
 
 
 def _task_names(suites: Iterable[str]) -> dict[str, str]:
