@@ -237,6 +237,15 @@ def test_a_form_that_wants_anchors_says_so_where_there_are_none(
     assert told in caplog.text
 
 
+@pytest.mark.parametrize(("weight", "weak"), [(1e-12, True), (0.01, False), (None, False)])
+def test_an_anchor_weight_that_holds_nothing_is_told_of(
+    weight, weak, make_model, tokenizer, own_tokens, anchors_file, caplog
+):
+    settings = paper(form="kl", anchors=anchors_file, anchor_weight=weight)
+    Regularizer(make_model(), own_tokens, settings, tokenizer=tokenizer)
+    assert ("`anchor_weight` 1e-12 is so small beside the default, 0.1" in caplog.text) == weak
+
+
 @pytest.mark.slow
 def test_auto_takes_the_built_in_anchors_of_a_model_that_refuses_them():
     chat = load_chat_model(aligned_path())

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_WEAK = 1e-3
+"""An anchor weight of less than this share of the default says nothing beside a task loss."""
+
 
 def _own_loop() -> TrainingPlan:
     return TrainingPlan(no_cache="in a loop of one's own nobody knows the data sets beforehand")
@@ -164,12 +167,7 @@ class Regularizer:
             if asked == AUTO_ANCHORS and self.form.wants_anchors:
                 asked = BUILT_IN  # without any, next to nothing would be held
             self.anchors = anchors_for(asked, model, tokenizer, tokens, running, self.rule)
-        if self.settings.holds and self.form.wants_anchors and self.anchors is None:
-            _log.warning(
-                "`form` %r without anchors holds next to nothing on rows that the aligned model "
-                "would not refuse. Set `anchors` to 'built-in', or take another form.",
-                self.settings.form,
-            )
+        self._tell_of_weak_anchors()
         if self.settings.learns_conflicts_unsaid:
             _log.warning(
                 "With `reference_fraction` %g rows in conflict are learned: which they are is "
@@ -178,6 +176,24 @@ class Regularizer:
             )
         self.strength = Strength(self.settings, anchored=self.anchors is not None)
         """The weights of the present step."""
+
+    def _tell_of_weak_anchors(self) -> None:
+        """A warning where the form needs anchors, and there are none or they weigh nothing."""
+        if not (self.settings.holds and self.form.wants_anchors):
+            return
+        if self.anchors is None:
+            _log.warning(
+                "`form` %r without anchors holds next to nothing on rows that the aligned model "
+                "would not refuse. Set `anchors` to 'built-in', or take another form.",
+                self.settings.form,
+            )
+            return
+        weight, usual = self.settings.anchor_weight, self.form.anchor_weight
+        if weight is not None and weight < usual * _WEAK:
+            _log.warning(
+                "`anchor_weight` %g is so small beside the default, %g, that the anchors hold "
+                "next to nothing. Leave it out, or give a larger one.", weight, usual,
+            )  # fmt: skip
 
     def _check(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase | None") -> None:
         size = capture.head_of(model).weight.shape[0]
