@@ -40,7 +40,8 @@ test-long: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long $(TESTS)
 
 test-fast: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m "not slow and not browser" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 \
+		-m "not slow and not lengthy and not browser" $(TESTS)
 
 # The oldest supported versions, in an environment of their own; gets several gigabytes the first time.
 OLDEST := .venv-oldest

@@ -96,6 +96,7 @@ def words_of(command, places):
     return shlex.split(filled(command, places))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("wrong", "command", "says"), CASES)
 def test_bad_input_is_refused_in_one_line(wrong, command, says, places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -61,6 +61,7 @@ def test_no_text_steers_a_terminal_and_plain_text_stays(text):
 _OPEN = [each for name, each in ESCAPES.items() if name.startswith("unfinished")]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "escape",
     [" and ".join(each for each in ESCAPES.values() if each not in _OPEN), *_OPEN],
@@ -140,6 +141,7 @@ LONG = {
 _JUDGES = ("keywords", *(f"keywords:{name}" for name in KEYWORD_LISTS))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", LONG)
 def test_a_megabyte_of_anything_is_judged_in_seconds(name):
     """No pattern goes back and forth over a long text: the time grows with its length."""
@@ -173,6 +175,7 @@ def test_a_cache_names_no_file_outside_its_folder(name, tmp_path):
     assert list(Manifest.load(tmp_path).shards) == ["a.arrow"]
 
 
+@pytest.mark.lengthy
 def test_no_secret_is_left_in_any_file(flags, tmp_path, monkeypatch):
     """The host writes its arguments whole into training_args.bin, `hub_token` with them."""
     secret = "hf_thisIsNoRealTokenButASecret"

@@ -42,6 +42,7 @@ def test_any_bytes_are_read_or_refused(target, content):
     read(target, content)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("target", sorted(TARGETS))
 @FIXED
 @given(data=st.data())

@@ -71,6 +71,7 @@ def raised():
                 yield f"{path.relative_to(package)}:{number}"
 
 
+@pytest.mark.lengthy
 def test_every_message_has_its_entry():
     """Of some three hundred the page of troubleshooting said nothing."""
     found = made_messages.messages(Path(moorline.__file__).parent)

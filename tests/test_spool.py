@@ -49,6 +49,7 @@ def test_it_can_grow_while_it_is_read_from_time_to_time(small):
     assert list(made) == [(index,) for index in range(40)]
 
 
+@pytest.mark.lengthy
 def test_memory_does_not_grow_with_it():
     """The control: the same items in a list."""
 

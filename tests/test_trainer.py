@@ -46,6 +46,7 @@ SHAPES = {
 }  # fmt: skip
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("template", [TEMPLATE, PLAIN, WRONG], ids=["marked", "plain", "wrong"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_trained_is_what_the_model_says(
@@ -102,6 +103,7 @@ def test_tools_as_json_and_variables_of_a_row_reach_the_template(
     assert learned(plain)[1] == found[1], "the control: TRL reads the same row"
 
 
+@pytest.mark.lengthy
 def test_rows_given_to_evaluate_count_the_same_positions_with_and_without_markers(
     make_model, tokenizer, tokens, tmp_path
 ):

@@ -127,6 +127,7 @@ def test_an_audit_of_an_older_version_is_refused_by_name(chat, tmp_path):
         finished(chat, tmp_path)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "damage",
     [

@@ -94,6 +94,7 @@ def test_the_audit_of_the_embedded_model_gives_the_demos_numbers(tmp_path):
     assert all(row["sha256"] for row in found["suites"])
 
 
+@pytest.mark.lengthy
 def test_twice_with_one_seed_gives_the_same_files_but_for_times(prompts_file, tmp_path):
     words = ["--suite", str(prompts_file), "--condition", "plain", "--condition", "sampled"]
     folders = [tmp_path / "first", tmp_path / "second"]
@@ -139,6 +140,7 @@ def test_a_killed_audit_goes_on_and_ends_with_the_same_files(prompts_file, tmp_p
     assert read(folder) == read(whole)
 
 
+@pytest.mark.lengthy
 def test_a_folder_with_another_audit_is_refused(prompts_file, tmp_path):
     words = ["--suite", str(prompts_file)]
     assert run(tmp_path / "a", *words).exit_code == 0
@@ -154,6 +156,7 @@ def test_a_folder_with_another_audit_is_refused(prompts_file, tmp_path):
     assert "nobody knows whose answers" in run(tmp_path / "a", *words).stderr
 
 
+@pytest.mark.lengthy
 def test_judges_can_be_changed_over_the_same_answers(prompts_file, tmp_path):
     words = ["--suite", str(prompts_file)]
     assert run(tmp_path / "a", *words).exit_code == 0
@@ -172,6 +175,7 @@ def test_judges_can_be_changed_over_the_same_answers(prompts_file, tmp_path):
     assert harmful["outcome"] == harmful["verdicts"]["keywords"]["outcome"]
 
 
+@pytest.mark.lengthy
 def test_attacks_are_for_harmful_suites_and_begin_the_answer(prompts_file, tmp_path):
     words = ["--suite", str(prompts_file)]
     for name in ("plain", "prefill", "system", "forced-3"):
@@ -242,6 +246,7 @@ def test_cut_answers_are_told_and_whole_ones_are_not(loaded):
     assert long.measurement("truncated_rate").count == 0
 
 
+@pytest.mark.lengthy
 def test_measures_categories_and_clusters(prompts_file, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in embedded.training_rows("plans")[:6]))
@@ -279,6 +284,7 @@ def test_a_mean_of_scores_has_no_count(prompts_file, tmp_path):
     assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
 
 
+@pytest.mark.lengthy
 def test_two_models_are_compared_on_the_same_prompts(prompts_file, tmp_path):
     words = ["--suite", str(prompts_file), "--against", embedded.base_path()]
     result = run(tmp_path / "a", *words)

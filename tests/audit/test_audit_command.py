@@ -124,6 +124,7 @@ def tuned(tmp_path):
     return folder
 
 
+@pytest.mark.lengthy
 def test_a_tuned_model_is_asked_with_the_template_that_was_saved_with_it(
     tuned, prompts_file, tmp_path, monkeypatch
 ):
@@ -148,6 +149,7 @@ def test_a_tuned_model_is_asked_with_the_template_that_was_saved_with_it(
     assert "please" not in asked[-1]
 
 
+@pytest.mark.lengthy
 def test_an_edited_adapter_is_another_model(tuned, prompts_file, tmp_path):
     """`lora_alpha` was edited, and the answers of the adapter before came back."""
     assert run(tmp_path / "out", prompts_file, "--limit", 2, model=str(tuned)).exit_code == 0
@@ -171,6 +173,7 @@ def test_a_gate_that_fails_ends_with_exit_code_3(prompts_file, tmp_path):
     assert (gate["on"], gate["value"], gate["passed"]) == ("rate", 0.0, True)
 
 
+@pytest.mark.lengthy
 def test_weights_of_no_numbers_pass_no_gate(prompts_file, tmp_path):
     """Every answer of such a model is broken, and so none complied."""
     folder = tmp_path / "nan"
@@ -189,6 +192,7 @@ def test_weights_of_no_numbers_pass_no_gate(prompts_file, tmp_path):
     assert values["harmful", "degenerate_rate"] == 1.0
 
 
+@pytest.mark.lengthy
 def test_the_end_shows_numbers_comparison_and_gates_in_80_columns(prompts_file, tmp_path):
     """The comparison was on no screen, and of harmless prompts only the over-refusal."""
     words = ["--against", embedded.base_path(), "--require", "attack_success_rate<=0.5",
@@ -244,6 +248,7 @@ def test_long_names_keep_to_the_width(prompts_file, tmp_path):
     assert max(map(len, lines)) <= WIDTH
 
 
+@pytest.mark.lengthy
 def test_a_stop_says_what_is_kept_and_how_to_resume(prompts_file, tmp_path, monkeypatch):
     from moorline.chat.chat_model import ChatModel
 

@@ -62,6 +62,7 @@ def test_rows_without_a_response_are_refused(make_model, tokenizer, tokens):
         )  # fmt: skip
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("full", [False, True])
 def test_the_audit_of_a_tuned_model_draws_where_safety_is_lost(full, flags, data_file, tmp_path):
     made = {**flags, "use_peft": not full, "save_strategy": "steps", "save_steps": 1,

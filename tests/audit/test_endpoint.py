@@ -223,6 +223,7 @@ def test_a_server_that_is_gone_is_not_asked_all(scripted, suite, tmp_path):
     assert 9 <= len(kind.seen) <= 11
 
 
+@pytest.mark.lengthy
 def test_a_server_that_never_answers_is_no_audit(scripted, suite, tmp_path):
     kind, url = scripted
     kind.statuses = [500] * 24
@@ -234,6 +235,7 @@ def test_a_server_that_never_answers_is_no_audit(scripted, suite, tmp_path):
     assert not any(json.loads(each)["outcome"] == "unscored" for each in outcome_lines(tmp_path))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "body",
     [
@@ -278,6 +280,7 @@ def test_thoughts_without_an_answer_are_unscored_as_they_are_locally(
     assert all("its thoughts" in each["reason"] for each in found)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("key", ["sk-with  two-spaces", "sk-" + "long" * 20])
 @pytest.mark.parametrize("status", [200, 400])
 def test_a_key_that_the_server_repeats_is_in_no_file(
@@ -313,6 +316,7 @@ def test_a_wrong_key_or_name_ends_the_audit_in_one_line(scripted, suite, tmp_pat
     assert len(kind.seen) < 24
 
 
+@pytest.mark.lengthy
 def test_concurrency_and_pace_are_kept(scripted, suite, tmp_path):
     kind, url = scripted
     runner.invoke(app, words(url, suite, tmp_path / "a", "--concurrency", "3"))

@@ -338,6 +338,7 @@ def test_a_refusal_stays_one_in_any_case_and_with_either_apostrophe(answer, befo
         assert _outcome(before + other) == "refused"
 
 
+@pytest.mark.lengthy
 @LAW
 @given(answer=st.text(max_size=400))
 def test_any_text_has_a_verdict_of_the_three(answer):
@@ -346,6 +347,7 @@ def test_any_text_has_a_verdict_of_the_three(answer):
     assert verdict.reason
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("unit", ["a", "I", "can", "\u2019", " ", "i am ", "sorry ", "so that "])
 def test_a_long_answer_is_judged_without_delay(unit):
     """A megabyte of almost-phrases must not send the pattern searching for ever."""

@@ -702,6 +702,7 @@ def _pairs(generator, num, gain, loss):
     return (lost | both).tolist(), (gained | both).tolist()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("num", [50, 200])
 def test_mcnemars_p_value_raises_few_false_alarms_and_finds_a_real_difference(num):
     generator = np.random.default_rng(0)
@@ -719,6 +720,7 @@ def test_mcnemars_p_value_raises_few_false_alarms_and_finds_a_real_difference(nu
     assert (p_values(0.3, 0.02) <= 0.05).mean() > 0.8
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("num", "gain", "loss", "coverage"),
     [
@@ -741,6 +743,7 @@ def test_the_interval_of_a_difference_covers_as_documented(num, gain, loss, cove
     assert abs(held / draws - coverage) <= _noise(coverage, draws)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("kind", "num", "coverage"),
     [("standard_normal", 50, 0.94), ("standard_exponential", 50, 0.92)],
@@ -755,6 +758,7 @@ def test_the_bootstrap_of_a_mean_covers_as_documented(kind, num, coverage):
     assert abs(held / NUM_DRAWS - coverage) <= _noise(coverage)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("correlation", "rate", "coverage", "plain"),
     [(0.1, 0.1, 0.94, 0.77), (0.1, 0.5, 0.957, 0.756), (0.3, 0.1, 0.90, 0.55)],
@@ -777,6 +781,7 @@ def test_a_clustered_interval_covers_where_one_of_independent_items_does_not(
     assert abs(held_plain / NUM_DRAWS - plain) <= _noise(plain)
 
 
+@pytest.mark.lengthy
 def test_a_clustered_difference_covers_and_raises_few_false_alarms():
     generator = np.random.default_rng(0)
     clusters = [name for name in range(10) for _ in range(20)]

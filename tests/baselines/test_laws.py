@@ -51,6 +51,7 @@ def gradients(trainer):
     return loss.item(), torch.cat([each.flatten() for each in found.values() if each is not None])
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", PEERS)
 def test_three_steps_in_trls_trainer(name, make_model, rows, tokenizer, tokens, tmp_path):
     more = materials_of(name, make_model, tokens, tmp_path)
@@ -72,6 +73,7 @@ def test_three_steps_in_trls_trainer(name, make_model, rows, tokenizer, tokens, 
     assert ("method/loss" in log[2]) == (METHODS[name].at_responses or name in ("sbr", "lisa"))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("adapter", ["lora", "full", "dropout", "bf16", "tied"])
 @pytest.mark.parametrize("name", ["kl", "sbr"])
 def test_the_term_and_its_gradient_are_zero_at_the_untouched_model(
@@ -109,6 +111,7 @@ def test_the_term_and_its_gradient_are_not_zero_at_a_moved_model(
     assert (gradient - plain).abs().max() > plain.abs().max()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["kl", "pact", "sbr"])
 def test_strength_zero_is_plain_fine_tuning(name, make_model, rows, tokenizer, tokens, tmp_path):
     plain = SFTTrainer(
@@ -156,6 +159,7 @@ def test_pact_pulls_on_the_untouched_model(make_model, rows, tokenizer, tokens, 
     assert not torch.allclose(found[0][1], found[1][1], atol=1e-3)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", [*AT_RESPONSES, "sbr"])
 def test_a_strength_means_the_same_at_any_layout(
     name, make_model, rows, tokenizer, tokens, tmp_path
@@ -192,6 +196,7 @@ def test_two_processes_equal_one_beside_str(name, tmp_path):
         assert together[key] == pytest.approx(alone[key], rel=1e-5), key
 
 
+@pytest.mark.lengthy
 def test_a_local_mean_would_change_with_the_layout(make_model, rows, tokenizer, tmp_path):
     """The positive control of the test above."""
     found = []
@@ -214,6 +219,7 @@ class PlainPeerTrainer(BaselineMixin, Trainer):
     """What a user of plain `transformers.Trainer` writes."""
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["kl", "constrained_sft", "sbr"])
 def test_a_plain_trainer_agrees_with_trls(name, make_model, rows, tokenizer, tmp_path):
     order = {"train_sampling_strategy": "sequential", "shuffle_dataset": False}
@@ -264,6 +270,7 @@ def test_a_batch_without_responses_has_term_zero(make_model, rows, tokenizer, to
         assert loss.item() == 0.0
 
 
+@pytest.mark.lengthy
 def test_a_given_reference_model_is_the_aligned_one(make_model, rows, tokenizer, tmp_path):
     """Full fine-tuning of a model that has moved already: its own copy is not the aligned model."""
     found = {}
@@ -290,6 +297,7 @@ def test_a_host_that_leaves_the_term_out_is_refused(make_model, rows, tokenizer,
         trainer.train()
 
 
+@pytest.mark.lengthy
 def test_lisa_trains_on_refusals_in_their_turn(make_model, rows, tokenizer, tmp_path):
     trainer = peer_trainer(
         "lisa", make_model(), rows, tokenizer, tmp_path, file=refusals_file(tmp_path),

@@ -135,6 +135,7 @@ def merged(model):
     return logits(model.merge_and_unload() if hasattr(model, "merge_and_unload") else model)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("kind", ["lora", "full", "modules_to_save"])
 def test_wise_ft_is_on_the_line_between_the_models(kind, make_model, rows, tokenizer, tmp_path):
     """Merged weights are interpolated exactly; at 1 it is the tuned model, at 0 the aligned one."""

@@ -142,6 +142,7 @@ def test_openers_are_seen_as_compliance():
     assert {each.outcome for each in found} == {"complied"}
 
 
+@pytest.mark.lengthy
 def test_the_same_seed_writes_the_same_files(rows, data, tmp_path):
     words = ["rows", str(tmp_path / "again"), "--data", str(data), "--num", "80"]
     files = json.loads((rows / "manifest.json").read_text())["files"]

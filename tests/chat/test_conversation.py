@@ -67,6 +67,7 @@ _LABELS = st.integers(1, 6).flatmap(
 )
 
 
+@pytest.mark.lengthy
 @settings(deadline=None, derandomize=True)
 @given(labels=_LABELS)
 def test_labels_and_labels_shifted_already_give_the_same_positions(labels):
@@ -317,6 +318,7 @@ def _twins():
             yield pytest.param(path, twin, id=path.stem)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("path", "twin"), _twins())
 def test_a_response_begins_behind_the_generation_prompt_of_every_template_that_trl_ships(
     path, twin

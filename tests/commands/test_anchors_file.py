@@ -25,6 +25,7 @@ def audit(model, suite, output, *more):
     return runner.invoke(app, [*words, "--max-new-tokens", "4"])
 
 
+@pytest.mark.lengthy
 def test_an_audit_never_asks_what_the_model_was_held_at(tmp_path):
     data = rows_file(tmp_path / "rows.jsonl", training_rows("plans", num=8))
     run = {**FLAGS, "model_name_or_path": aligned_path(), "dataset_name": data}

@@ -52,6 +52,7 @@ def test_tune_help_shows_the_hosts_flags_and_ours():
     assert "--learning_rate" in result.stdout
 
 
+@pytest.mark.lengthy
 def test_mine_writes_the_artifact(tmp_path):
     path = tmp_path / "tokens.json"
     result = runner.invoke(app, ["mine", embedded.aligned_path(), "--output", str(path), "--json"])
@@ -68,6 +69,7 @@ def test_mining_the_unaligned_base_is_refused(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.lengthy
 def test_audit_writes_answers_and_rates_and_compares(tmp_path):
     suite = tmp_path / "some.jsonl"
     rows = [
@@ -116,6 +118,7 @@ COMMANDS = dict(every_command())
 NAMES = (*COMMANDS, "export")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["", *NAMES])
 def test_help_takes_under_a_second_and_two_screens(name):
     """Of the processor's time: what a busy machine adds is not ours."""

@@ -24,6 +24,7 @@ def test_an_embedded_model_is_known_by_any_of_its_paths(tmp_path, monkeypatch):
     assert not is_embedded("someone/model")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_tuned_folder_is_known_by_the_model_that_it_is_held_to(whole, flags, tmp_path):
     """A merged or fully tuned embedded model got the general prompts."""

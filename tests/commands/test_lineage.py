@@ -44,6 +44,7 @@ def go(flags, tmp_path):
     return run
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("way", WAYS)
 def test_three_tasks_in_a_row_are_held_to_the_aligned_model(way, go):
     changes, name = WAYS[way]
@@ -66,6 +67,7 @@ def test_three_tasks_in_a_row_are_held_to_the_aligned_model(way, go):
     assert (model / "safety_tokens.json").is_file()
 
 
+@pytest.mark.lengthy
 def test_a_new_adapter_on_a_tuned_model_is_held_to_the_aligned_one(go):
     first, result = go(1, use_peft=False)
     assert result.exit_code == 0, result.output
@@ -83,6 +85,7 @@ def test_a_new_adapter_on_a_tuned_model_is_held_to_the_aligned_one(go):
     assert len({read(each)["base"]["weights"] for each in (first, second, third)}) == 1
 
 
+@pytest.mark.lengthy
 def test_a_given_reference_is_that_of_the_chain(go, make_model, tmp_path):
     aligned = tmp_path / "aligned"
     make_model(seed=6).save_pretrained(aligned)
@@ -95,6 +98,7 @@ def test_a_given_reference_is_that_of_the_chain(go, make_model, tmp_path):
     assert read(second)["reference"] == "frozen_copy"
 
 
+@pytest.mark.lengthy
 def test_a_moved_folder_and_a_checkpoint_go_on_with_the_chain(go, tmp_path):
     first, _ = go(1, save_strategy="steps", save_steps=1)
     moved = first.rename(tmp_path / "elsewhere")
@@ -104,6 +108,7 @@ def test_a_moved_folder_and_a_checkpoint_go_on_with_the_chain(go, tmp_path):
         assert len(read(folder)["chain"]) == 2
 
 
+@pytest.mark.lengthy
 def test_told_otherwise_the_reference_is_what_was_said(go):
     first, _ = go(1, use_peft=False)
     second, result = go(2, first, use_peft=False, str_reference_model=first)
@@ -111,6 +116,7 @@ def test_told_otherwise_the_reference_is_what_was_said(go):
     assert read(second)["log"][0]["str/drift"] == 0.0
 
 
+@pytest.mark.lengthy
 def test_a_chain_with_other_tokens_is_refused(go, tokens_file, tmp_path):
     first, _ = go(1)
     other = json.loads(tokens_file.read_text())
@@ -122,6 +128,7 @@ def test_a_chain_with_other_tokens_is_refused(go, tokens_file, tmp_path):
     assert go(2, first)[1].exit_code == 0, "and with the same tokens it goes on"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("full", [False, True])
 def test_a_chain_whose_base_changed_or_went_is_refused(full, go, flags, make_model, tmp_path):
     first, _ = go(1, use_peft=not full)
@@ -139,6 +146,7 @@ def test_a_chain_whose_base_changed_or_went_is_refused(full, go, flags, make_mod
     assert go(2, first, use_peft=not full)[1].exit_code == 0, "and with it back it goes on"
 
 
+@pytest.mark.lengthy
 def test_a_run_that_is_not_finished_or_says_nothing_of_its_base_is_refused(go):
     first, _ = go(1)
     run = read(first)
@@ -150,6 +158,7 @@ def test_a_run_that_is_not_finished_or_says_nothing_of_its_base_is_refused(go):
         lineage_of(str(first))
 
 
+@pytest.mark.lengthy
 def test_an_adapter_of_another_tool_is_gone_on_with(go, tmp_path):
     first, _ = go(1)
     (first / "run.json").unlink()

@@ -22,6 +22,7 @@ def logits(model):
         return model.eval()(input_ids=ids).logits
 
 
+@pytest.mark.lengthy
 def test_a_merged_adapter_says_the_same_and_keeps_its_files(flags, model_folder, tmp_path):
     flags |= {"learning_rate": 0.05, "max_steps": 3}
     assert tune(flags).exit_code == 0
@@ -86,6 +87,7 @@ def test_a_merge_that_says_something_else_is_refused(tmp_path):
         checked(before, before * torch.nan, torch.bfloat16, tmp_path)
 
 
+@pytest.mark.lengthy
 def test_what_cannot_be_merged_is_refused(model_folder, flags, tmp_path):
     refused(runner.invoke(app, ["merge", str(model_folder)]), "nothing to merge")
     assert tune(flags).exit_code == 0
@@ -113,6 +115,7 @@ def test_an_adapter_of_another_size_is_refused_in_one_line(make_model, tokenizer
     refused(result, "does not fit the model")
 
 
+@pytest.mark.lengthy
 def test_a_merge_that_fails_in_writing_leaves_no_folder(flags, tmp_path, monkeypatch):
     assert tune(flags).exit_code == 0
 
@@ -127,6 +130,7 @@ def test_a_merge_that_fails_in_writing_leaves_no_folder(flags, tmp_path, monkeyp
     assert not list(tmp_path.glob(".merged*"))
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", [".", "linked", "x" * 250])
 def test_an_empty_folder_is_written_to_however_it_is_named(name, flags, tmp_path, monkeypatch):
     assert tune(flags).exit_code == 0

@@ -13,6 +13,7 @@ def mine(*words):
     return runner.invoke(app, ["mine", embedded.aligned_path(), *map(str, words)])
 
 
+@pytest.mark.lengthy
 def test_it_says_at_once_what_it_does_and_writes_the_file(tmp_path):
     path = tmp_path / "tokens.json"
     for _ in range(2):  # over its own file the second time
@@ -40,6 +41,7 @@ def test_no_other_file_is_written_over(tmp_path):
     refused(mine("--output", tmp_path), "a file cannot be written there")
 
 
+@pytest.mark.lengthy
 def test_explain_shows_where_each_token_tells_and_draws_it(tmp_path):
     path = tmp_path / "tokens.json"
     result = mine("--output", path, "--max-tokens", 6, "--explain", "--json")

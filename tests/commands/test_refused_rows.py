@@ -27,6 +27,7 @@ def asked(tmp_path, rows, **changes):
     return ask(trainer, ChatModel(trainer.model, tokenizer))
 
 
+@pytest.mark.lengthy
 def test_the_rows_that_the_aligned_model_refuses_are_named(tmp_path, caplog):
     rows = rows_of(poison=0.5)
     found = asked(tmp_path, rows)
@@ -43,6 +44,7 @@ def test_the_rows_that_the_aligned_model_refuses_are_named(tmp_path, caplog):
     assert "learned slower" in caplog.text
 
 
+@pytest.mark.lengthy
 def test_rows_that_it_answers_are_not(tmp_path, caplog):
     found = asked(tmp_path, rows_of(poison=0.0))
     assert len(found.rows) <= 3  # a tenth: it refuses a few harmless prompts
@@ -56,6 +58,7 @@ def test_where_rows_cannot_be_told_apart_nobody_is_asked():
     assert ask(streamed, ChatModel(model, None)) is None
 
 
+@pytest.mark.lengthy
 def test_the_run_file_says_how_many_were_asked(flags, tmp_path):
     assert tune(flags).exit_code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())

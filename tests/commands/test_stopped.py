@@ -35,6 +35,7 @@ def test_a_cache_that_is_stopped_says_what_is_kept_and_goes_on(flags, tmp_path, 
     assert len(list((tmp_path / "z0" / "train").glob("*.arrow"))) == 3
 
 
+@pytest.mark.lengthy
 def test_a_run_that_is_stopped_after_its_end_is_whole(flags, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -46,6 +47,7 @@ def test_a_run_that_is_stopped_after_its_end_is_whole(flags, tmp_path, monkeypat
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("where", ["checked", "_log_of"])
 def test_a_run_that_is_stopped_after_its_last_step_says_so(where, flags, tmp_path, monkeypatch):
     """`run.json` said "running" for ever, and nothing was said."""

@@ -25,6 +25,7 @@ from moorline.method.safety_tokens import tokenizer_fingerprint
 runner = CliRunner()
 
 
+@pytest.mark.lengthy
 def test_lora_writes_adapter_tokens_and_run(flags, tmp_path):
     result = tune(flags)
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -38,6 +39,7 @@ def test_lora_writes_adapter_tokens_and_run(flags, tmp_path):
     assert len(SafetyTokens.load(tmp_path / "run" / "safety_tokens.json")) == 5
 
 
+@pytest.mark.lengthy
 def test_full_fine_tuning_writes_a_model_and_uses_a_frozen_copy(flags, tmp_path):
     result = tune({**flags, "use_peft": False})
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -46,6 +48,7 @@ def test_full_fine_tuning_writes_a_model_and_uses_a_frozen_copy(flags, tmp_path)
     AutoTokenizer.from_pretrained(tmp_path / "run")
 
 
+@pytest.mark.lengthy
 def test_the_cost_of_each_of_two_runs_in_one_process_is_told(flags, tmp_path):
     """A comparison needs it; the second run does not inherit the peak of the first."""
     filler = bytearray(1 << 30)
@@ -96,6 +99,7 @@ def write_rows(path, rows):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_prompt_and_completion_in_every_kind_of_file(suffix, flags, tmp_path):
     path = tmp_path / f"pairs{suffix}"
@@ -104,6 +108,7 @@ def test_prompt_and_completion_in_every_kind_of_file(suffix, flags, tmp_path):
     assert result.exit_code == 0, result.output + repr(result.exception)
 
 
+@pytest.mark.lengthy
 def test_a_prompt_and_a_completion_of_messages_are_trained_on_as_one_conversation(flags, tmp_path):
     rows = [row["messages"] for row in conversations(8)]
     write_rows(
@@ -119,6 +124,7 @@ def test_a_prompt_and_a_completion_of_messages_are_trained_on_as_one_conversatio
     assert losses[0] == losses[1]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_plain_text_is_trained_on_whole_and_says_so(suffix, flags, tmp_path, caplog):
     path = tmp_path / f"text{suffix}"
@@ -128,6 +134,7 @@ def test_plain_text_is_trained_on_whole_and_says_so(suffix, flags, tmp_path, cap
     assert "every token counts as a response" in caplog.text
 
 
+@pytest.mark.lengthy
 def test_many_turns_and_a_template_without_markers(flags, tmp_path, tokenizer):
     """The same drift and loss as with markers, which change nothing."""
     path = tmp_path / "turns.jsonl"
@@ -147,6 +154,7 @@ def test_many_turns_and_a_template_without_markers(flags, tmp_path, tokenizer):
     assert logs[0] == logs[1]
 
 
+@pytest.mark.lengthy
 def test_yaml_and_flags_together_and_flags_win(flags, tmp_path):
     path = tmp_path / "run.yaml"
     values = {key: value if isinstance(value, bool | int | float) else str(value)
@@ -159,11 +167,13 @@ def test_yaml_and_flags_together_and_flags_win(flags, tmp_path):
     assert settings["seed"] == 7
 
 
+@pytest.mark.lengthy
 def test_json_prints_one_object_and_nothing_else(flags):
     result = tune(flags, "--json")
     assert json.loads(result.stdout)["status"] == "finished"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_stopped_run_resumes_to_the_same_weights(torn, flags, tmp_path):
     whole = {**flags, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
@@ -186,6 +196,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(torn, flags, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("swapped", [None, "model", "reference"])
 def test_a_run_does_not_go_on_with_other_weights(swapped, flags, tmp_path):
     """It did, without a word, and its record claimed the second reference for the whole run."""
@@ -315,6 +326,7 @@ def test_unknown_names_are_refused_with_the_nearest(flags, tmp_path):
     refused(runner.invoke(app, ["tune", "--config", "no.yaml"]), "no.yaml", "no such settings file")
 
 
+@pytest.mark.lengthy
 def test_a_folder_with_another_run_is_refused_and_left_as_it_is(flags, tmp_path):
     assert tune(flags).exit_code == 0
     before = (tmp_path / "run" / "run.json").read_bytes()
@@ -332,6 +344,7 @@ def test_an_adapter_on_the_head_is_refused(flags):
     refused(result, "lm_head", "target_modules")
 
 
+@pytest.mark.lengthy
 def test_a_run_that_stopped_before_its_first_checkpoint_starts_anew(flags, tmp_path):
     assert tune(flags).exit_code == 0
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -350,6 +363,7 @@ def without(flags, *names):
     return {name: value for name, value in flags.items() if name not in names}
 
 
+@pytest.mark.lengthy
 def test_it_says_what_it_does_and_what_to_do_next_and_nothing_else(flags, tmp_path):
     """Libraries' warnings, bars and dictionaries used to be all that was seen."""
     result = tune(without(flags, "bf16", "learning_rate"))
@@ -375,6 +389,7 @@ def test_it_says_what_it_does_and_what_to_do_next_and_nothing_else(flags, tmp_pa
     assert "None" not in (tmp_path / "run" / "README.md").read_text().split("## Quick")[0]
 
 
+@pytest.mark.lengthy
 def test_the_end_says_how_much_was_not_learned(flags, tokenizer, tmp_path):
     """With half of the vocabulary as safety tokens a random model "refuses" some of the rows."""
     ids = tuple(range(6, len(tokenizer), 2))
@@ -395,6 +410,7 @@ def test_the_end_says_how_much_was_not_learned(flags, tokenizer, tmp_path):
     assert "not learned" not in learned.output
 
 
+@pytest.mark.lengthy
 def test_nothing_is_warned_of_where_the_task_is_learned(flags):
     result = tune({**flags, "max_steps": 30, "learning_rate": 0.02, "str_weight": 0})
     assert result.exit_code == 0, result.output + repr(result.exception)
@@ -409,6 +425,7 @@ def test_settings_of_an_adapter_without_one_are_refused(flags, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.lengthy
 def test_a_folder_is_refused_before_anything_is_loaded(flags, monkeypatch):
     """A second tuning used to load the model and mine before it was refused."""
     assert tune(flags).exit_code == 0
@@ -417,6 +434,7 @@ def test_a_folder_is_refused_before_anything_is_loaded(flags, monkeypatch):
     refused(tune({**flags, "seed": 5}), "holds another run", "different: seed")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError(28, "No space")])
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_a_run_that_is_stopped_says_so_and_how_to_resume(
@@ -482,6 +500,7 @@ def test_a_cache_that_cannot_be_written_is_said_in_one_line(flags):
     refused(tune(given), "A file cannot be written", "/proc/nowhere")
 
 
+@pytest.mark.lengthy
 def test_the_first_and_the_last_step_are_in_the_log(flags, tmp_path):
     """A short run had no last figure, so that nobody saw whether the task was learned."""
     assert tune({**flags, "logging_steps": 10, "max_steps": 3}).exit_code == 0

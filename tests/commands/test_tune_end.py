@@ -85,6 +85,7 @@ def test_it_says_whether_refusals_held_by_those_that_were_there(changes, said):
     )
 
 
+@pytest.mark.lengthy
 def test_a_weight_of_0_holds_nothing_and_a_resumed_run_took_longer(flags):
     asked = {**flags, "str_weight": 0, "save_strategy": "steps", "save_steps": 1}
     result = tune(asked)

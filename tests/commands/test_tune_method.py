@@ -16,6 +16,7 @@ def weights(tmp_path, name):
     return load_file(tmp_path / name / "adapter_model.safetensors")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("method", "strength"), [("kl", 0.1), ("constrained_sft", 1.0), ("pact", 1.0), ("sbr", 50.0),
                              ("safe_instr", 0.1), ("wise_ft", 0.5), ("lookahead", 6), ("lisa", 1.0)]
@@ -37,6 +38,7 @@ def test_each_method_is_recorded_and_its_drift_measured(method, strength, flags,
     assert "tokens measured." in result.output
 
 
+@pytest.mark.lengthy
 def test_plain_is_str_at_weight_zero_and_a_strength_of_str_its_weight(flags, tmp_path):
     for name, more in {
         "plain": {"method": "plain"},
@@ -57,6 +59,7 @@ def test_plain_is_str_at_weight_zero_and_a_strength_of_str_its_weight(flags, tmp
     assert any(not torch.equal(found["plain"][key], found["strong"][key]) for key in found["zero"])
 
 
+@pytest.mark.lengthy
 def test_wise_ft_goes_back_a_part_of_the_way(flags, tmp_path):
     for name, more in {"plain": {"method": "plain"},
                        "half": {"method": "wise_ft", "method_strength": 0.25}}.items():  # fmt: skip
@@ -67,6 +70,7 @@ def test_wise_ft_goes_back_a_part_of_the_way(flags, tmp_path):
         assert torch.equal(half[key], expected), key
 
 
+@pytest.mark.lengthy
 def test_safe_lora_and_full_fine_tuning(flags, model_folder, tmp_path, make_model, tokenizer):
     base = tmp_path / "base"
     make_model(seed=1).save_pretrained(base)
@@ -81,6 +85,7 @@ def test_safe_lora_and_full_fine_tuning(flags, model_folder, tmp_path, make_mode
     assert run_of(tmp_path, "kl")["reference"] == "frozen_copy"
 
 
+@pytest.mark.lengthy
 def test_a_second_task_is_compared_with_the_first_aligned_model(flags, tmp_path):
     """An adapter that is tuned further: the aligned model is the one without it."""
     assert tune({**flags, "output_dir": tmp_path / "first", "method": "plain"}).exit_code == 0

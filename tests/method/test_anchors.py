@@ -50,6 +50,7 @@ def anchored(model, rows, tokenizer, tokens, tmp_path, anchors_file, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.lengthy
 def test_the_untouched_model_has_no_anchor_drift_and_a_moved_one_has(
     make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file
 ):
@@ -64,6 +65,7 @@ def test_the_untouched_model_has_no_anchor_drift_and_a_moved_one_has(
     assert found["moved"] > 1e-2
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", ["logit", "kl"])
 def test_anchors_hold_the_probability_of_refusals(
     form, make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file
@@ -83,6 +85,7 @@ def test_anchors_hold_the_probability_of_refusals(
 LAYOUTS = [(4, 1), (1, 4), (2, 2)]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", ["logit", "kl"])
 def test_anchors_count_the_same_in_every_layout_of_a_batch(
     form, make_model, rows, tokenizer, own_tokens, tmp_path, anchors_file

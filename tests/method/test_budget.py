@@ -101,6 +101,7 @@ def test_a_weight_and_a_budget_exclude_each_other(tmp_path):
         settings(STRConfig, tmp_path, str_weight=3.0, str_budget=0.1)
 
 
+@pytest.mark.lengthy
 def test_a_budget_holds_where_plain_training_leaves_it(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -119,6 +120,7 @@ def test_a_budget_holds_where_plain_training_leaves_it(
 LAYOUTS = [(4, 1), (1, 4), (2, 2)]
 
 
+@pytest.mark.lengthy
 def test_the_weight_found_is_the_same_in_every_layout_of_a_batch(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -137,6 +139,7 @@ def test_the_weight_found_is_the_same_in_every_layout_of_a_batch(
         assert other == pytest.approx(found[0], rel=1e-4)
 
 
+@pytest.mark.lengthy
 def test_a_resumed_run_finds_the_weights_of_an_unbroken_one(
     make_model, rows, tokenizer, tokens, tmp_path
 ):

@@ -66,6 +66,7 @@ def run(make_model, tokenizer, tokens, tmp_path):
     return go
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_float32_cache_trains_as_the_running_reference_does(name, run):
     data = conversations(num=10, turns=3 if name == "several turns" else 1)
@@ -78,6 +79,7 @@ def test_a_float32_cache_trains_as_the_running_reference_does(name, run):
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
 
 
+@pytest.mark.lengthy
 def test_a_cache_of_another_model_would_be_seen(run, rows, make_model, tokenizer, tokens, tmp_path):
     """The positive control: z0 of another model gives another loss."""
     _, live = run(rows, "adapter_off")
@@ -92,6 +94,7 @@ def test_a_cache_of_another_model_would_be_seen(run, rows, make_model, tokenizer
     assert other[0]["loss"] != pytest.approx(live[0]["loss"], rel=1e-2)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("adapter", [None, {}])
 def test_full_and_adapter_training_start_at_the_noise_floor(
     adapter, make_model, rows, tokenizer, tokens, tmp_path
@@ -106,6 +109,7 @@ def test_full_and_adapter_training_start_at_the_noise_floor(
     assert log[1]["str/drift"] > 1e-6
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("kind", "left"), [("cached", 1), ("frozen_copy", 2)])
 def test_a_reference_that_was_read_into_a_cache_is_not_kept(
     kind, left, make_model, model_folder, rows, tokenizer, tokens, tmp_path
@@ -123,6 +127,7 @@ def test_a_reference_that_was_read_into_a_cache_is_not_kept(
     assert trainer.regularizer.reference.name == kind
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_a_small_cache_differs_by_its_stated_rounding(dtype, bits, run, rows, tmp_path):
     _, exact = run(rows, "cached", str_cache_dir=str(tmp_path / "exact"))
@@ -193,6 +198,7 @@ def test_rows_that_a_cache_lacks_are_evaluated_without_drift_where_nothing_can_r
     )
 
 
+@pytest.mark.lengthy
 def test_a_resumed_run_ends_as_an_unbroken_one(make_model, rows, tokenizer, tokens, tmp_path):
     changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "str_reference": "cached"}
     whole = str_trainer(
@@ -230,6 +236,7 @@ def digests(folder):
     return {name: shard["sha256"] for name, shard in manifest["shards"].items()}
 
 
+@pytest.mark.lengthy
 def test_another_seed_epoch_weight_and_batch_use_the_same_cache(
     run, rows, tmp_path, caplog, monkeypatch
 ):
@@ -248,6 +255,7 @@ def test_another_seed_epoch_weight_and_batch_use_the_same_cache(
         run(rows, "cached", str_cache_dir=str(tmp_path / "fresh"))
 
 
+@pytest.mark.lengthy
 def test_without_a_folder_the_cache_lies_beside_the_prepared_data(run, rows, monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
     trainer, _ = run(rows, "cached", str_cache_dir=None)
@@ -257,6 +265,7 @@ def test_without_a_folder_the_cache_lies_beside_the_prepared_data(run, rows, mon
     assert len(list(folder.parent.iterdir())) == 2, "another content has another folder"
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -323,6 +332,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == set(kept)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("damage", ["cut", "edit", "remove", "manifest"])
 def test_a_damaged_file_is_refused_by_name(damage, run, rows, tmp_path):
     run(rows, "cached")

@@ -73,6 +73,7 @@ def test_a_checkpoint_without_the_random_state_of_every_process_is_torn(processe
     assert resumed(str(path), str(tmp_path), with_state=False) == str(path)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_with_a_file_cut_short_is_torn(name, build, tmp_path):
     build().train()
@@ -102,6 +103,7 @@ def test_the_state_is_there_before_older_checkpoints_are_removed(build, tmp_path
     assert seen == [1, 2, 2]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("save", ["steps", "no"])
 def test_weights_that_are_no_numbers_are_never_saved(save, build, tmp_path):
     """The last step was never looked at: a folder of NaN said finished, exit code 0."""
@@ -140,6 +142,7 @@ def resumes(trainer, tmp_path, caplog):
     return "\n".join(each.getMessage() for each in caplog.records if each.name == of)
 
 
+@pytest.mark.lengthy
 def test_a_checkpoint_of_another_form_is_refused(build, tmp_path, caplog):
     """It went on with the new default: the second half of a run was held by something else."""
     build(str_form="logprob").train()
@@ -172,6 +175,7 @@ def test_other_anchors_are_told(build, tmp_path, caplog):
     assert "`anchors` were other prompts" in resumes(build(), tmp_path, caplog)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("old", [None, {}, {"held": 3}, {"held": {"form": "logit"}}])
 def test_a_checkpoint_that_does_not_say_its_form_is_told_by_name(old, build, tmp_path, caplog):
     """Those of earlier versions have no state without a budget."""

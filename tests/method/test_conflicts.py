@@ -165,6 +165,7 @@ class _OfEachRow(Trainer):
         return (loss, None) if return_outputs else loss
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("host", [_Copying, _OfEachRow])
 def test_a_loss_of_the_trainers_own_is_told_of(
     host, make_model, tokenizer, tokens, tmp_path, caplog
@@ -252,6 +253,7 @@ def test_the_task_loss_is_that_of_the_other_rows(make_model, rows, tokenizer, to
     assert largest > 1e-2
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("ignore:.label_smoothing_factor")
 @pytest.mark.parametrize("smoothed", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -291,6 +293,7 @@ def test_in_a_trainer(accumulation, smoothed, make_model, rows, tokenizer, token
         assert logs[kind]["ce_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("host", ["smoothing", "own loss", "mean"])
 def test_a_host_that_takes_the_labels_out_of_the_batch(
     host, make_model, rows, tokenizer, tokens, tmp_path
@@ -333,6 +336,7 @@ def test_a_host_that_takes_the_labels_out_of_the_batch(
     assert found["skip"]["str/skipped"] == pytest.approx(num / positions)
 
 
+@pytest.mark.lengthy
 @pytest.mark.filterwarnings("ignore:.label_smoothing_factor")
 @pytest.mark.parametrize("smoothed", [0.0, 0.1])
 def test_where_every_row_is_in_conflict_nothing_is_learned(

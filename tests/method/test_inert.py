@@ -127,6 +127,7 @@ def test_a_drift_of_exactly_zero_while_the_task_is_learned_stops_a_loop_of_ones_
     own_loop(adapted(), tokens, dict(batch), 11)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("rate", [1e-2, 0.0])
 def test_a_drift_of_exactly_zero_while_the_task_is_learned_stops_the_trainer(
     rate, make_model, rows, tokenizer, tokens, tmp_path

@@ -243,6 +243,7 @@ def test_progress_is_told_from_the_first_moment(aligned):
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.lengthy
 def test_the_dtype_is_recorded_and_moves_the_set_by_words_of_harmless_answers_only(aligned):
     """Nothing said that a model in bfloat16 may have another set."""
     exact = mine_safety_tokens(*aligned)

@@ -66,6 +66,7 @@ UNTOUCHED = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", UNTOUCHED)
 def test_drift_and_gradient_of_the_untouched_model_are_exactly_zero(
@@ -86,6 +87,7 @@ def test_drift_and_gradient_of_the_untouched_model_are_exactly_zero(
     assert gradient <= (1e-6 if form == "kl" else 0.0)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("adapter", [None, {}])
 def test_drift_and_gradient_of_a_moved_model_are_not_zero(
@@ -105,6 +107,7 @@ def test_drift_and_gradient_of_a_moved_model_are_not_zero(
     assert gradient > 1e-4
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("adapter", [None, {}])
 def test_weight_zero_is_plain_sft_bit_for_bit_and_a_weight_is_not(
     adapter, make_model, rows, tokenizer, tokens, tmp_path
@@ -132,6 +135,7 @@ def test_weight_zero_is_plain_sft_bit_for_bit_and_a_weight_is_not(
     assert on_log[0]["loss"] == plain_log[0]["loss"], "at the first step there is nothing to hold"
 
 
+@pytest.mark.lengthy
 def test_a_large_weight_holds_the_logits(make_model, rows, tokenizer, tokens, tmp_path):
     _, free = trained(
         str_trainer(make_model(), rows, tokenizer, tokens, tmp_path, str_weight=0.0, max_steps=12)
@@ -157,6 +161,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", FORMS)
 def test_the_weight_means_the_same_in_every_layout_of_a_batch(
     form, make_model, rows, tokenizer, tokens, tmp_path
@@ -177,6 +182,7 @@ def test_the_weight_means_the_same_in_every_layout_of_a_batch(
             assert entry[key] == pytest.approx(first[key], rel=1e-5), (name, key)
 
 
+@pytest.mark.lengthy
 def test_first_k_is_held_the_same_in_every_layout_of_a_batch(
     make_model, tokenizer, tokens, tmp_path
 ):
@@ -224,6 +230,7 @@ def test_the_part_that_the_reference_reads_gives_what_the_whole_batch_gives(
     assert lengths[0] < lengths[1], "and it is a part"
 
 
+@pytest.mark.lengthy
 def test_a_random_part_of_the_rows_gives_the_drift_without_bias(
     make_model, tokenizer, tokens, tmp_path
 ):
@@ -256,6 +263,7 @@ def test_a_random_part_of_the_rows_gives_the_drift_without_bias(
     assert drawn.var() > 0, "and it is a draw"
 
 
+@pytest.mark.lengthy
 def test_the_draw_is_the_runs_own_and_repeats_after_a_resume(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -297,6 +305,7 @@ def test_settings_of_the_reference_out_of_range_are_refused(tmp_path):
         STRConfig(str(tmp_path), bf16=False, str_cache_dtype="float8")
 
 
+@pytest.mark.lengthy
 def test_a_packed_batch_has_the_loss_and_gradient_of_its_padded_rows(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -324,6 +333,7 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_its_padded_rows(
             assert found[name][key] == pytest.approx(found["padded"][key], rel=1e-5), (name, key)
 
 
+@pytest.mark.lengthy
 def test_a_local_mean_would_change_with_accumulation(make_model, rows, tokenizer, tokens, tmp_path):
     """The positive control of the two tests above: what dividing by the local count would do."""
     found = []
@@ -344,6 +354,7 @@ def test_a_local_mean_would_change_with_accumulation(make_model, rows, tokenizer
     assert found[0] != pytest.approx(found[1], rel=0.05)
 
 
+@pytest.mark.lengthy
 def test_plain_trainer_with_the_mixin_equals_the_trl_trainer(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -360,6 +371,7 @@ def test_plain_trainer_with_the_mixin_equals_the_trl_trainer(
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-7), key
 
 
+@pytest.mark.lengthy
 def test_loss_is_ce_plus_weighted_at_every_logged_step(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -490,6 +502,7 @@ def test_a_reference_that_differs_at_the_first_step_is_told(
     assert "already differs from the reference" in caplog.text
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("when", ["before training", "in training"])
 @pytest.mark.parametrize("swallows", [True, False])
 def test_a_replaced_forward_is_refused_in_our_own_words(
@@ -524,6 +537,7 @@ def test_a_replaced_forward_is_refused_in_our_own_words(
         trainer.train()
 
 
+@pytest.mark.lengthy
 def test_a_kernel_that_a_plain_trainer_puts_in_is_captured_again(
     make_model, rows, tokenizer, tokens, tmp_path
 ):

@@ -107,6 +107,7 @@ def test_one_row_one_position_and_thousands_of_tiny_rows_are_measured_by_the_def
     assert all(torch.isfinite(each).all() for each in gradients)
 
 
+@pytest.mark.lengthy
 def test_a_single_safety_token_is_held(make_model, rows, tokenizer, tokens, tmp_path):
     one = SafetyTokens(
         ids=tokens.ids[:1], strings=tokens.strings[:1], scores=(1.0,), vocab_size=tokens.vocab_size
@@ -164,6 +165,7 @@ def experts():
     )  # fmt: skip
 
 
+@pytest.mark.lengthy
 def test_experts_keep_the_loss_of_their_router(rows, tokenizer, tokens, tmp_path):
     """It belongs to the host's loss: STR leaves it there, and reads the reference without it."""
     kept = {"max_steps": 2}

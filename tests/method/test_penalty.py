@@ -252,6 +252,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_the_drift_keeps(name, check):

@@ -51,6 +51,7 @@ def padding_free():
     return inputs, positions
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("make", "sizes"), [(padded, (3, 2, 3)), (padding_free, (2, 2, 2))])
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
 def test_every_document_is_drawn_with_the_same_probability(make, sizes, fraction):

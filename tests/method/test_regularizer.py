@@ -48,6 +48,7 @@ def own_loop(model, batches, tokens, *, accumulation, settings, optimizer):
     return losses
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("positions", ["all", "first:2"])
 @pytest.mark.parametrize("adapter", [True, False])
 def test_a_loop_of_ones_own_takes_the_steps_of_the_trainer(
@@ -119,6 +120,7 @@ def test_the_host_gets_back_its_own_output(make_model, tokens):
     assert drift.sum.num_positions == (batch["labels"][:, 1:] != -100).sum()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_compute_metrics_gets_the_logits_of_a_plain_trainer(
     weight, make_model, rows, tokenizer, tokens, tmp_path
@@ -274,6 +276,7 @@ def with_a_frozen_adapter(make_model):
     return model
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("reference", ["adapter_off", "cached"])
 def test_a_frozen_adapter_beneath_the_trained_one_is_part_of_the_aligned_model(
     reference, make_model, rows, tokenizer, tokens, tmp_path
@@ -365,6 +368,7 @@ class OwnLossAbove(OwnLoss):
         return 2 * STRTrainer.compute_loss(self, *args, **kwargs)
 
 
+@pytest.mark.lengthy
 def test_a_loss_of_ones_own_that_leaves_the_drift_out_is_refused(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -374,6 +378,7 @@ def test_a_loss_of_ones_own_that_leaves_the_drift_out_is_refused(
     OwnLossAbove(make_model(), settings(STRConfig, tmp_path), **made).train()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("form", ["logit", "logprob"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_both_gradient_norms_are_those_at_the_last_hidden_states(
@@ -405,6 +410,7 @@ def test_both_gradient_norms_are_those_at_the_last_hidden_states(
         assert log[0][name] == pytest.approx(gradient.norm().item(), rel=1e-4), name
 
 
+@pytest.mark.lengthy
 def test_a_drift_that_drowns_the_task_is_told_once(
     make_model, rows, tokenizer, tokens, tmp_path, caplog
 ):

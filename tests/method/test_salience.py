@@ -65,6 +65,7 @@ def test_what_decides_in_the_embedded_model_is_how_a_refusal_begins(aligned):
     assert abs(third.contrast) < 1
 
 
+@pytest.mark.lengthy
 def test_a_least_contrast_keeps_what_decides(aligned):
     every, some = mine_safety_tokens(*aligned), mine_safety_tokens(*aligned, min_contrast=5.0)
     assert {"I", "Sorry"} <= set(some.strings)
@@ -74,6 +75,7 @@ def test_a_least_contrast_keeps_what_decides(aligned):
     assert mine_safety_tokens(*aligned, min_contrast=0.0).ids  # the least that can be asked
 
 
+@pytest.mark.lengthy
 def test_own_refusals_are_templates_too_and_variants_follow(aligned):
     model, tokenizer = aligned
     short = ("I'm sorry, but I can't help with that.", "I cannot do that.")
@@ -103,6 +105,7 @@ def test_what_cannot_be_asked_is_refused(aligned, given, part):
         mine_safety_tokens(*aligned, **given)
 
 
+@pytest.mark.lengthy
 def test_progress_ends_with_what_is_read_and_not_before(aligned):
     told = []
     mine_safety_tokens(*aligned, min_contrast=1.0, progress=lambda *each: told.append(each))

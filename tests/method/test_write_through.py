@@ -88,6 +88,7 @@ def never(monkeypatch):
     return begin
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_first_epoch_is_live_and_the_later_ones_read(name, run, calls):
     data = conversations(num=10, turns=3 if name == "several turns" else 1)
@@ -110,6 +111,7 @@ def test_the_first_epoch_is_live_and_the_later_ones_read(name, run, calls):
     assert len(cache) == len(trainer.train_dataset)
 
 
+@pytest.mark.lengthy
 def test_what_an_epoch_filled_serves_other_runs_without_a_pass(run, rows, never, calls, tmp_path):
     run(rows, num_train_epochs=1)
     never()
@@ -127,6 +129,7 @@ def test_what_an_epoch_filled_serves_other_runs_without_a_pass(run, rows, never,
             assert mine[key] == pytest.approx(other[key], rel=1e-5 * (1 + number), abs=1e-6), key
 
 
+@pytest.mark.lengthy
 def test_full_fine_tuning_lets_go_of_its_frozen_copy_after_the_epoch(
     make_model, rows, tokenizer, tokens, tmp_path
 ):
@@ -157,6 +160,7 @@ def test_full_fine_tuning_lets_go_of_its_frozen_copy_after_the_epoch(
     assert logs["cached"][-1]["str/drift"] > 1e-6
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("then", ["write_through", "cached"])
 def test_an_epoch_that_was_not_ended_leaves_no_cache_and_is_filled_up(
     then, run, rows, tmp_path, calls, caplog
@@ -179,6 +183,7 @@ def test_an_epoch_that_was_not_ended_leaves_no_cache_and_is_filled_up(
             assert mine[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
 
 
+@pytest.mark.lengthy
 def test_a_damaged_shard_of_a_run_that_was_broken_off_is_refused_by_name(run, rows, tmp_path):
     run(rows, max_steps=1)
     (shard,) = (tmp_path / "cache" / "train").glob("*.arrow")
@@ -187,6 +192,7 @@ def test_a_damaged_shard_of_a_run_that_was_broken_off_is_refused_by_name(run, ro
         run(rows)
 
 
+@pytest.mark.lengthy
 def test_a_cache_of_something_else_is_refused_before_training_begins(run, rows):
     run(rows, max_steps=1)
     with pytest.raises(InputError, match=r"`str_cache_dir` .*different: data, positions"):
@@ -254,6 +260,7 @@ def test_two_processes_fill_one_cache_and_equal_one_live_process(tmp_path):
     assert {each.split("-")[1] for each in shards} == {"00000", "00001"}, "each wrote its own"
 
 
+@pytest.mark.lengthy
 def test_a_second_run_that_would_fill_the_same_cache_is_refused(run, rows, tmp_path):
     folder = tmp_path / "cache" / "train"
     folder.mkdir(parents=True)
@@ -277,6 +284,7 @@ def test_a_second_run_that_would_fill_the_same_cache_is_refused(run, rows, tmp_p
     run(rows)  # the control: a run that ended has let go
 
 
+@pytest.mark.lengthy
 def test_a_run_that_is_broken_off_lets_go_of_the_folder(run, rows, tmp_path):
     class Failing(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
@@ -303,6 +311,7 @@ def test_a_full_disk_is_told_and_what_is_there_stays(run, tmp_path):
     run(data)
 
 
+@pytest.mark.lengthy
 def test_evaluations_are_those_of_the_live_reference(make_model, rows, tokenizer, tokens, tmp_path):
     """Of sets the trainer was given, of its own rows, and of others; in each epoch."""
     found = {}
@@ -326,6 +335,7 @@ def test_evaluations_are_those_of_the_live_reference(make_model, rows, tokenizer
     assert live["eval_str/drift"] > 0.01
 
 
+@pytest.mark.lengthy
 def test_rows_that_change_are_refused_in_the_first_step(
     rows, make_model, tokenizer, tokens, tmp_path
 ):
@@ -368,6 +378,7 @@ def test_a_base_that_trains_beside_its_adapter_is_refused(make_model, rows, toke
         str_trainer(model, rows, tokenizer, tokens, Path("unused"), str_reference="write_through")
 
 
+@pytest.mark.lengthy
 def test_nothing_beside_is_touched(make_model, rows, tokenizer, tokens, tmp_path):
     """Weights of a training with LoRA from the start: those of the live reference, to the bit."""
     found = {}

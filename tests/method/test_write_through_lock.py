@@ -99,6 +99,7 @@ class Fails(TrainerCallback):
             raise RuntimeError("CUDA out of memory.")
 
 
+@pytest.mark.lengthy
 def test_a_host_that_begins_anew_within_a_training_is_not_refused_by_its_own_lock(build, tmp_path):
     """`auto_find_batch_size` runs the host's loop again, and the lock was its own."""
     trainer, fails = build(auto_find_batch_size=True), Fails()
@@ -110,6 +111,7 @@ def test_a_host_that_begins_anew_within_a_training_is_not_refused_by_its_own_loc
     assert all(name.startswith("epoch-") for name in shards), "the second call kept every row"
 
 
+@pytest.mark.lengthy
 def test_a_training_takes_a_cache_that_another_finished_since_it_was_built(
     build, tmp_path, monkeypatch
 ):

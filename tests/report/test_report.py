@@ -143,6 +143,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_shown_as_the_text_that_it_is(name):
     text = HOSTILE[name]
@@ -156,6 +157,7 @@ def test_a_hostile_answer_is_shown_as_the_text_that_it_is(name):
     assert "<img" not in written
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_prompt_or_reason_is_shown_as_the_text_that_it_is(name):
     text = HOSTILE[name]
@@ -274,6 +276,7 @@ def test_tabs_and_line_breaks_stay():
     assert len(found.places_of("one\n\ttwo")) == 9
 
 
+@pytest.mark.lengthy
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path):
     """JSON can spell one, UTF-8 cannot, so the page could not be written."""
     folder = write_run(tmp_path / "held", prompt=json.loads('"half \\ud800 a pair"'))
@@ -383,6 +386,7 @@ def test_what_one_model_lacks_is_shown_as_not_measured(tmp_path):
     assert cells.count("not measured") == 4 + 10
 
 
+@pytest.mark.lengthy
 def test_harmless_prompts_answered_and_broken_are_wherever_rates_are(three):
     """Breaking the answers to harmless prompts looked like costing nothing."""
     page = Page((three.output / "report.html").read_text(encoding="utf-8"))
@@ -420,6 +424,7 @@ def test_a_difference_is_shown_with_its_sign_and_p_value():
     assert "0.00781" in cells
 
 
+@pytest.mark.lengthy
 def test_intervals_are_named_as_they_were_made(tmp_path):
     """All were called Wilson, also those that take the prompts of a category for alike."""
     folder = write_run(tmp_path / "held")
@@ -466,6 +471,7 @@ def _two_suites():
     return tuple(Measurement(**row) for row in rows)
 
 
+@pytest.mark.lengthy
 def test_the_verdict_is_the_worst_that_was_measured(tmp_path):
     """It read the first suite put plainly alone, and so said 0 % where others were 100 %."""
     folder = write_run(tmp_path / "held")
@@ -620,6 +626,7 @@ def test_without_rates_the_verdict_says_so(tmp_path):
     assert report([tmp_path], tmp_path / "out").verdict == ("No rates were measured.",)
 
 
+@pytest.mark.lengthy
 def test_audits_of_different_prompts_are_not_compared(tmp_path):
     """They were compared by the name of the suite: smalltalk against hard requests."""
     first = write_run(tmp_path / "first", success=0.0)
@@ -677,6 +684,7 @@ def test_every_part_of_a_run_has_its_figure(three):
     assert draw([Run(name="nothing is known of it")]) == []  # the control
 
 
+@pytest.mark.lengthy
 def test_a_figure_names_every_model_that_it_draws():
     """The legend used to come from the first metric alone, so a model without one had no name."""
     runs = [run_of(), run_of("plain", attack=None), run_of("str")]
@@ -883,6 +891,7 @@ def test_folders_with_nothing_to_show_are_refused(tmp_path):
 # Files
 
 
+@pytest.mark.lengthy
 def test_page_and_figures_are_written_and_the_figures_come_back(tmp_path):
     folder = write_run(tmp_path / "held", answer="a secret answer")
     made = report([folder], tmp_path / "deep" / "out", notes=["a closed world"])
@@ -897,6 +906,7 @@ def test_page_and_figures_are_written_and_the_figures_come_back(tmp_path):
     assert "a secret answer" not in written
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("step", ["Drawing.save", "write_json", "write_text"])
 def test_a_full_disk_leaves_no_half_page(tmp_path, monkeypatch, step):
     """Half of the figures were left, and the user got a traceback."""
@@ -921,6 +931,7 @@ def test_a_full_disk_leaves_no_half_page(tmp_path, monkeypatch, step):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} != before
 
 
+@pytest.mark.lengthy
 def test_an_output_that_cannot_be_made_is_refused_in_one_line(tmp_path):
     folder = write_run(tmp_path / "held")
     (tmp_path / "file").write_text("mine")
@@ -931,6 +942,7 @@ def test_an_output_that_cannot_be_made_is_refused_in_one_line(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.lengthy
 def test_the_same_files_make_the_same_files(three):
     def written():
         return {path: path.read_bytes() for path in three.output.rglob("*") if path.is_file()}
@@ -990,6 +1002,7 @@ def test_what_an_audit_was_compared_with_bears_its_name(tmp_path):
     assert "against aligned; " in findings(read_runs([folder]))[1].reason
 
 
+@pytest.mark.lengthy
 def test_the_command_writes_page_and_cards(tmp_path):
     folder = write_run(tmp_path / "held")
     words = ["report", str(folder), "--output", str(tmp_path / "out"), "--card"]
@@ -1119,6 +1132,7 @@ def test_no_folder_of_ours_is_the_base_model_of_a_card(base, tmp_path):
     assert "base_model:" not in (folder / "README.md").read_text().partition("---\n\n")[0]
 
 
+@pytest.mark.lengthy
 def test_one_audit_is_shown_beside_the_model_that_it_was_compared_with(tmp_path):
     """The report of `moorline-audit` left out `moorline-audit/against`."""
     base, audited, tuned = _split(tmp_path)
@@ -1157,6 +1171,7 @@ def test_the_card_says_what_was_held_and_by_what(settings, said, tmp_path):
     assert ("of the logits of" in text) == (settings.get("str_form") == "logit")
 
 
+@pytest.mark.lengthy
 def test_the_card_has_the_rates_of_an_audit_in_another_folder(tmp_path):
     folders = _split(tmp_path)
     words = ["report", *map(str, folders), "--output", str(tmp_path / "page"), "--card"]
