@@ -28,6 +28,7 @@ def _functions():
                 yield f"{path.name}: {node.name}", _length(node)
 
 
+@pytest.mark.lengthy
 def test_no_function_is_longer_than_80_lines_and_half_have_at_most_10():
     lengths = dict(_functions())
     assert len(lengths) > 500

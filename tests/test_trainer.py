@@ -86,6 +86,7 @@ def test_a_template_given_by_path_is_the_one_trained_on(make_model, tokenizer, t
     assert trainer.processing_class.chat_template == path.read_text()
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("template", [TEMPLATE, PLAIN], ids=["marked", "plain"])
 def test_tools_as_json_and_variables_of_a_row_reach_the_template(
     template, make_model, tokenizer, tokens, tmp_path

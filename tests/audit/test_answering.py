@@ -81,6 +81,7 @@ def _other_template(chat):
     chat.tokenizer.chat_template = "w1 " + chat.tokenizer.chat_template
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     "change", [_more_alpha, _other_rope, _other_generation, _other_weights, _other_template]
 )

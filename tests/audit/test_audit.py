@@ -275,6 +275,7 @@ def test_measures_categories_and_clusters(prompts_file, tmp_path):
     assert read(tmp_path / "b")["settings"]["by_category"]
 
 
+@pytest.mark.lengthy
 def test_a_mean_of_scores_has_no_count(prompts_file, tmp_path):
     result = run(tmp_path / "a", "--suite", str(prompts_file), "--metric", "rouge_l")
     assert result.exit_code == 0, result.output + repr(result.exception)

@@ -52,6 +52,7 @@ def run(folder, suite, *words, model=None):
     return runner.invoke(app, ["audit", *words])
 
 
+@pytest.mark.lengthy
 def test_the_example_of_the_readme_runs(prompts_file, tmp_path):
     paths = embedded.base_path(), embedded.aligned_path()
     asking = AuditSettings(max_new_tokens=24)
@@ -159,6 +160,7 @@ def test_an_edited_adapter_is_another_model(tuned, prompts_file, tmp_path):
     refused(run(tmp_path / "out", prompts_file, "--limit", 2, model=str(tuned)), "another audit")
 
 
+@pytest.mark.lengthy
 def test_a_gate_that_fails_ends_with_exit_code_3(prompts_file, tmp_path):
     held = run(tmp_path / "a", prompts_file, "--require", "attack_success_rate<=0.5",
                "--require", "refusal_rate >= 0.5")  # fmt: skip

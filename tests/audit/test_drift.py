@@ -19,6 +19,7 @@ from moorline.method.reference import AdapterOff
 runner = CliRunner()
 
 
+@pytest.mark.lengthy
 def test_the_drift_by_token_and_place_is_that_of_a_plain_loop(make_model, tokenizer, tokens):
     model = moved(make_model)
     rows = list(conversations(5, turns=2))

@@ -256,6 +256,7 @@ def test_what_is_no_chat_completion_is_unscored(body, type_, scripted, suite, tm
     assert not any(json.loads(each)["outcome"] == "unscored" for each in outcome_lines(tmp_path))
 
 
+@pytest.mark.lengthy
 def test_an_answer_in_parts_is_read(scripted, suite, tmp_path):
     kind, url = scripted
     parts = [{"type": "text", "text": "I'm sorry, "}, {"type": "text", "text": "I can't."}]
@@ -266,6 +267,7 @@ def test_an_answer_in_parts_is_read(scripted, suite, tmp_path):
     assert json.loads(outcome_lines(tmp_path)[0])["answer"] == "I'm sorry, I can't."
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("reason", ["length", "stop"])
 def test_thoughts_without_an_answer_are_unscored_as_they_are_locally(
     reason, scripted, suite, tmp_path
@@ -306,6 +308,7 @@ def test_a_key_that_can_be_none_is_refused(scripted, suite, tmp_path, monkeypatc
     refused(runner.invoke(app, words(url, suite, tmp_path)), "OPENAI_API_KEY")
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(("status", "says"), [(401, "OPENAI_API_KEY"), (404, "--model")])
 def test_a_wrong_key_or_name_ends_the_audit_in_one_line(scripted, suite, tmp_path, status, says):
     kind, url = scripted
@@ -341,6 +344,7 @@ def test_the_cost_is_told_and_a_dry_run_asks_nothing(scripted, suite, tmp_path):
     assert "0 requests" in result.stdout
 
 
+@pytest.mark.lengthy
 def test_the_key_is_in_no_file(scripted, suite, tmp_path):
     _, url = scripted
     runner.invoke(app, words(url, suite, tmp_path))

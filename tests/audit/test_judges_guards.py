@@ -117,6 +117,7 @@ SAID = {
 }
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("name", GUARDS)
 def test_answers_are_judged_in_batches_in_order_and_broken_ones_first(tmp_path, name):
     usual, triggered = SAID[name]

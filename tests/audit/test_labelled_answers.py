@@ -57,6 +57,7 @@ def test_harmful_requests_are_answered_with_placeholders_only(rows):
     assert [answer for answer in answers if "placeholder" not in answer] == []
 
 
+@pytest.mark.lengthy
 def test_the_embedded_part_is_rebuilt(rows):
     def known(rows):
         return {(row["style"], row["prompt"], row["answer"], row["label"]) for row in rows}

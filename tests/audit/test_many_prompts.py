@@ -97,6 +97,7 @@ def test_on_disk_and_in_pieces_it_is_the_audit_in_memory(chat, path, tmp_path, o
     assert compare(first, second) == compare(first, first)
 
 
+@pytest.mark.lengthy
 def test_one_that_was_stopped_goes_on_from_its_folder(chat, path, tmp_path, on_disk):
     on_disk()
     audited(chat, path, tmp_path / "whole")

@@ -288,6 +288,7 @@ def test_a_given_reference_model_is_the_aligned_one(make_model, rows, tokenizer,
     assert found[False] > 0.01
 
 
+@pytest.mark.lengthy
 def test_a_host_that_leaves_the_term_out_is_refused(make_model, rows, tokenizer, tmp_path):
     trainer = peer_trainer("kl", make_model(), rows, tokenizer, tmp_path, peft_config=lora())
     trainer.compute_loss = lambda model, inputs, **_: SFTTrainer.compute_loss(

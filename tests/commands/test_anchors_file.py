@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from helpers import refused, runner, tune
 
 from moorline.commands.anchors_file import read_anchors

@@ -61,6 +61,7 @@ def test_mine_writes_the_artifact(tmp_path):
     assert found["ids"] == json.loads(path.read_text())["ids"]
 
 
+@pytest.mark.lengthy
 def test_mining_the_unaligned_base_is_refused(tmp_path):
     path = tmp_path / "tokens.json"
     result = runner.invoke(app, ["mine", embedded.base_path(), "--output", str(path)])

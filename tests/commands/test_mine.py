@@ -54,6 +54,7 @@ def test_explain_shows_where_each_token_tells_and_draws_it(tmp_path):
     assert "<svg" in path.with_suffix(".svg").read_text()
 
 
+@pytest.mark.lengthy
 def test_without_explain_there_is_neither(tmp_path):
     result = mine("--output", tmp_path / "tokens.json", "--max-tokens", 6, "--json")
     assert "places" not in json.loads(result.stdout)

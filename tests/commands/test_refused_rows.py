@@ -4,6 +4,7 @@ import json
 import random
 from types import SimpleNamespace
 
+import pytest
 import torch
 from datasets import Dataset
 from helpers import str_trainer, tune

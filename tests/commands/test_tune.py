@@ -67,6 +67,7 @@ def test_the_cost_of_each_of_two_runs_in_one_process_is_told(flags, tmp_path):
         assert gone > 0.9 * (1 << 30)
 
 
+@pytest.mark.lengthy
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(flags, tmp_path):
     """It used to finish, with weights that were no numbers."""
     wild = {"learning_rate": 1e30, "max_steps": 4, "lr_scheduler_type": "constant"}

@@ -12,6 +12,7 @@ from moorline.commands.tune_summary import _kept, _learned, _remedy
 from moorline.report.runs import read_runs
 
 
+@pytest.mark.lengthy
 def test_the_card_that_is_pushed_says_how_the_model_was_tuned(flags, tmp_path, monkeypatch):
     """TRL's alone was pushed, which knows nothing of safety tokens; the hub itself is not asked."""
     pushed = []

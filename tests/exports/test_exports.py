@@ -61,6 +61,7 @@ def exported(what, folder, output):
     return json.loads(result.stdout)
 
 
+@pytest.mark.lengthy
 def test_junit_has_a_case_for_each_gate_and_fails_where_it_fails(folder, tmp_path):
     exported("junit", folder, tmp_path / "gates.xml")
     root = ElementTree.parse(tmp_path / "gates.xml").getroot()

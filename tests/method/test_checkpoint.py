@@ -165,6 +165,7 @@ def test_another_weight_or_other_positions_are_told(build, tmp_path, caplog):
     assert "`positions` was 'all' and is 'first:2'" in said
 
 
+@pytest.mark.lengthy
 def test_other_anchors_are_told(build, tmp_path, caplog):
     build().train()
     path = tmp_path / "out" / "checkpoint-1" / STATE

@@ -394,6 +394,7 @@ def test_weight_0_trains_as_the_host_alone(make_model, rows, tokenizer, tokens, 
         assert torch.equal(mine, its)
 
 
+@pytest.mark.lengthy
 def test_the_same_rows_packed_into_one(make_model, rows, tokenizer, tokens, tmp_path):
     shares = []
     for packed in (False, True):

@@ -183,6 +183,7 @@ def test_gradients_out_of_all_proportion_are_told_with_both_norms(task, drift, s
     assert not warn_of_gradients(norms, step, holds=False)
 
 
+@pytest.mark.lengthy
 def test_a_weight_that_holds_nothing_is_told_in_training(
     make_model, rows, tokenizer, tokens, tmp_path, caplog
 ):

@@ -71,6 +71,7 @@ def test_fewer_tokens_are_the_first_of_more(aligned):
     assert few.ids == many.ids[:5]
 
 
+@pytest.mark.lengthy
 def test_order_and_batching_do_not_matter(aligned):
     first = mine_safety_tokens(*aligned)
     second = mine_safety_tokens(
@@ -87,6 +88,7 @@ def test_a_model_that_does_not_refuse_is_refused(aligned):
         mine_safety_tokens(*aligned, prompts=["How do I bake bread?", "What is 2 plus 3?"])
 
 
+@pytest.mark.lengthy
 def test_no_token_ranks_before_those_that_lead_to_it(aligned):
     """A small set held " with" and " this", and neither "I" nor " sorry"."""
     tokens = mine_safety_tokens(*aligned)
@@ -210,6 +212,7 @@ def test_answers_read_as_one_tree_have_the_nats_of_whole_rows(tokenizer, shape, 
             assert nats == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_answers_are_those_of_each_prompt_alone(tokenizer, shape):
     """Rows are padded behind what they share, and leave the batch as they end."""

@@ -455,6 +455,7 @@ def test_requires_grad_and_modes_are_as_before_after_a_reference_pass(
     assert before != after, "PEFT's own context manager does not leave them as they were"
 
 
+@pytest.mark.lengthy
 def test_adapters_off_is_the_base_after_training(make_model, rows, tokenizer, tokens, tmp_path):
     trainer = str_trainer(
         make_model(), rows, tokenizer, tokens, tmp_path, lora(), str_form="logit", max_steps=3

@@ -326,6 +326,7 @@ def test_a_model_that_looks_ahead_is_refused(tokens):
     Regularizer(BertGenerationDecoder(config), tokens, paper())
 
 
+@pytest.mark.lengthy
 def test_a_model_that_was_fully_trained_is_not_taken_for_the_aligned_one_in_silence(
     make_model, rows, tokenizer, tokens, tmp_path, caplog
 ):

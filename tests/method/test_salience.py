@@ -52,6 +52,7 @@ def test_of_one_depth_the_likeliest_template_counts_and_a_rare_place_does_not():
     assert most([place], 0.5) is place
 
 
+@pytest.mark.lengthy
 def test_what_decides_in_the_embedded_model_is_how_a_refusal_begins(aligned):
     model, tokenizer = aligned
     chat = ChatModel(model, tokenizer)
@@ -92,6 +93,7 @@ def test_own_refusals_are_templates_too_and_variants_follow(aligned):
     assert {each.strip().lower() for each in added} <= words
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("given", "part"),
     [

@@ -723,6 +723,7 @@ def test_ids_of_figures_are_unique_on_the_page(three):
         assert target in ids
 
 
+@pytest.mark.lengthy
 def test_hostile_names_are_drawn_as_they_are():
     names = [*HOSTILE.values(), r"$\frac$ $x_", "a\x00b", "n" * 5000]
     runs = [run_of(shown(name)) for name in names]
