@@ -197,6 +197,25 @@ def test_a_stopped_run_resumes_to_the_same_weights(torn, flags, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the host waits for the other one")
+def test_processes_that_would_each_train_alone_are_refused(flags, monkeypatch):
+    """Two under torchrun without a GPU trained two copies into one folder, without a word."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    # with `use_cpu` the host would wait for the other one
+    refused(tune({**flags, "use_cpu": None}), "2 processes were started", "--use_cpu true")
+
+
+def test_a_folder_of_other_rows_is_other_data(flags, tmp_path):
+    """A file was known by what it holds, a folder by its name alone."""
+    found, folder = [], tmp_path / "rows"
+    folder.mkdir()
+    for text in ("one", "two", "one"):
+        (folder / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        settings = parse([f"--{k}={v}" for k, v in {**flags, "dataset_name": folder}.items()])
+        found.append(_fingerprint(settings, settings.plain()))
+    assert found[0] == found[2] != found[1]
+
+
 @pytest.mark.lengthy
 @pytest.mark.parametrize("swapped", [None, "model", "reference"])
 def test_a_run_does_not_go_on_with_other_weights(swapped, flags, tmp_path):

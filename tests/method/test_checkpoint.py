@@ -74,7 +74,9 @@ def test_a_checkpoint_without_the_random_state_of_every_process_is_torn(processe
 
 
 @pytest.mark.lengthy
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"]
+)
 def test_a_checkpoint_with_a_file_cut_short_is_torn(name, build, tmp_path):
     build().train()
     path = tmp_path / "out" / "checkpoint-1" / name

@@ -78,8 +78,14 @@ def in_one_line(*, building: bool = True) -> Iterator[None]:
             raise PrerequisiteError(
                 f"{error} Or leave out the setting that needs it (`report_to`?)."
             ) from error
-        if "No space left" in str(error) or "PytorchStreamWriter" in str(error):
+        words = ("No space left", "PytorchStreamWriter", "unexpected pos")
+        if any(each in str(error) for each in words):
             raise _disk(error) from error
+        if "size mismatch" in str(error):
+            raise InputError(
+                "The checkpoint holds weights of other sizes: of another model, or of an adapter "
+                "with another `lora_r`. Resume with the settings that it was written with."
+            ) from error
         raise
     except KeyError as error:
         if "metric_for_best_model" not in str(error):

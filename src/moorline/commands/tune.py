@@ -89,6 +89,7 @@ def tune(arguments: Sequence[str]) -> Run:
     training.resume_from_checkpoint = _checkpoint(
         training.resume_from_checkpoint, output, with_state=training.str_budget is not None
     )
+    _check_processes(training.world_size)
     plain = settings.plain()
     known_as = _fingerprint(settings, plain)
     with locked(output), quiet():
@@ -103,6 +104,20 @@ def tune(arguments: Sequence[str]) -> Run:
             )
             raise
         return _trained(trainer, replace(run, settings=settings.plain()), output)
+
+
+def _check_processes(num: int) -> None:
+    """Refuse a launch whose processes the host does not join: each would train alone, unseen.
+
+    Raises:
+        InputError: If there are more processes than the host knows of.
+    """
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started != num:
+        raise InputError(
+            f"{started} processes were started, and the host trains in {num} of them together: "
+            "each would train a copy of its own into one folder. Without a GPU add --use_cpu true."
+        )
 
 
 def prepared(settings: Settings, lineage: Lineage, known_as: str) -> tuple[STRTrainer, Run]:
@@ -359,7 +374,10 @@ def _fingerprint(settings: Settings, plain: Mapping[str, Any]) -> str:
     """What makes a run the same run: data, anchors, and the settings that steer the training."""
     steering = {name: value for name, value in plain.items() if not is_idle(name)}
     name = settings.script.dataset_name
-    data = sha256_of(name) if name and Path(name).is_file() else str(name)
+    data = str(name)
+    if name and Path(name).exists():
+        files = sorted(each for each in [Path(name), *Path(name).rglob("*")] if each.is_file())
+        data = fingerprint([sha256_of(each) for each in files])
     mixture = str([asdict(each) for each in settings.mixture.datasets])
     files = (settings.method.method_file, settings.training.str_anchors)
     more = [sha256_of(each) for each in files if each and Path(each).is_file()]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
 from ..errors import InputError
@@ -112,6 +113,12 @@ def _is_whole(folder: Path, with_state: bool) -> bool:
         return False
     archives = [each for each in folder.iterdir() if each.suffix in (".pt", ".pth")]
     if not (isinstance(last, dict) and isinstance(state, dict) and all(map(is_zipfile, archives))):
+        return False
+    try:
+        for each in folder.glob("*.safetensors"):
+            with safe_open(each, framework="pt"):  # fails where the file is cut short
+                pass
+    except (OSError, SafetensorError):
         return False
     processes = state.get("processes")
     if not isinstance(processes, int):  # of an earlier version, or of another trainer
