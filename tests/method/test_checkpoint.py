@@ -10,6 +10,7 @@ import transformers
 from helpers import lora, str_trainer
 
 from moorline import InputError
+from moorline.method import checkpoint
 from moorline.method.checkpoint import STATE, resumed, whole_checkpoints
 
 
@@ -119,6 +120,18 @@ def test_weights_that_are_no_numbers_are_never_saved(save, build, tmp_path):
     with pytest.raises(InputError, match="Step 1: trained weights are NaN or infinite"):
         trainer.train() and trainer.save_model()
     assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_save_of_the_first_process_alone_waits_for_nobody(build, tmp_path, monkeypatch):
+    """Scripts save so under DDP; a check that all processes take part in would hang there."""
+    trainer = build(max_steps=1, save_strategy="no")
+    trainer.train()
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda *_: pytest.fail("it asked others"))
+    trainer.save_model()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    monkeypatch.setattr(checkpoint, "is_sharded", lambda _: True)
+    with pytest.raises(pytest.fail.Exception, match="asked others"):  # the control
+        trainer.save_model()
 
 
 @pytest.fixture

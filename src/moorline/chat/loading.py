@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 _HUB_SECONDS = 5.0
 """How long the hub may take to answer, before it counts as out of reach."""
+
+_FULL = re.compile("out of memory|allocate memory")
+"""How torch says that a GPU, or this machine, has no memory left."""
 
 QUANTIZATIONS = ("4bit", "8bit")
 """Names of quantizations, all by bitsandbytes."""
@@ -140,7 +144,7 @@ def _told(name: str) -> Iterator[None]:
             f"{name}: needs a package that is not installed ({_first_line(error)}). Install it."
         ) from error
     except Exception as error:  # what configurations from outside make the libraries raise
-        if isinstance(error, MoorlineError | MemoryError) or "memory" in str(error).lower():
+        if isinstance(error, MoorlineError | MemoryError) or _FULL.search(str(error)):
             raise
         reason, folder = _first_line(error), Path(name).expanduser()
         broken = [each for each in sorted(folder.glob("*.safetensors")) if _is_damaged(each)]

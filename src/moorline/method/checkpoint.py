@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..provenance import fingerprint, read_json, write_json
+from .host import is_sharded
 from .inert import check_weights
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ class WholeCheckpoints(_Host):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The host's saving, on every process: of a checkpoint, and in the end."""
-        check_weights(self.model, self.state.global_step, self.accelerator)  # pyright: ignore
+        # Each process has all weights, unless they are spread: a script may save from the first
+        # one alone, which would wait for the others.
+        others = self.accelerator if is_sharded(self) else None
+        check_weights(self.model, self.state.global_step, others)  # pyright: ignore
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir and self.is_world_process_zero():
             # Without the optimizer nothing goes on as it would have, in however many processes.
@@ -105,28 +109,23 @@ def _step_of(folder: Path) -> int | None:
 
 
 def _is_whole(folder: Path, with_state: bool) -> bool:
+    own = folder / STATE
     try:
         last = json.loads((folder / _LAST).read_text(encoding="utf-8"))
-        state = json.loads((folder / STATE).read_text("utf-8")) if with_state or (
-            folder / STATE).is_file() else {}  # fmt: skip
-    except (OSError, ValueError):
+        state = json.loads(own.read_text("utf-8")) if own.is_file() or with_state else {}
+        for each in folder.glob("*.safetensors"):
+            with safe_open(each, framework="pt"):  # fails where the file is cut short
+                pass
+    except (OSError, ValueError, SafetensorError):
         return False
     archives = [each for each in folder.iterdir() if each.suffix in (".pt", ".pth")]
     if not (isinstance(last, dict) and isinstance(state, dict) and all(map(is_zipfile, archives))):
         return False
-    try:
-        for each in folder.glob("*.safetensors"):
-            with safe_open(each, framework="pt"):  # fails where the file is cut short
-                pass
-    except (OSError, SafetensorError):
-        return False
     processes = state.get("processes")
     if not isinstance(processes, int):  # of an earlier version, or of another trainer
         return True
-    names = [f"rng_state_{each}.pth" for each in range(processes)]
-    if processes == 1:
-        names = ["rng_state.pth"]
-    return bool(names) and all((folder / name).is_file() for name in names)
+    parts = [""] if processes == 1 else [f"_{each}" for each in range(processes)]
+    return processes > 0 and all((folder / f"rng_state{part}.pth").is_file() for part in parts)
 
 
 def resumed(checkpoint: Any, output: str | None, *, with_state: bool) -> Any:

@@ -232,10 +232,16 @@ def check_loss(loss: Tensor, step: int) -> None:
         )
 
 
-def check_weights(model: nn.Module, step: int, accelerator: "Accelerator") -> None:
-    """Refuse trained weights that are no numbers, before they are saved; on every process.
+def check_weights(model: nn.Module, step: int, accelerator: "Accelerator | None") -> None:
+    """Refuse trained weights that are no numbers, before they are saved.
 
     A loss is looked at before each step, which says nothing of the weights that the last one left.
+
+    Args:
+        model: The model in training.
+        step: The step that was taken last.
+        accelerator: Where each process has a part of the weights, what asks all of them; then
+            every process must call this.
 
     Raises:
         InputError: If one is NaN or infinite; names the step, and a weight.
@@ -245,7 +251,8 @@ def check_weights(model: nn.Module, step: int, accelerator: "Accelerator") -> No
     if not local:
         return
     bad = torch.stack([(~torch.isfinite(each)).any().to(local[0].device) for each in local])
-    if not int(accelerator.reduce(bad.any().int(), "sum")):  # pyright: ignore
+    found = bad.any().int()
+    if not int(found if accelerator is None else accelerator.reduce(found, "sum")):  # pyright: ignore
         return
     named = [name for (name, _), each in zip(trained, bad.tolist(), strict=True) if each]
     where = f" ({named[0]})" if named else ""
